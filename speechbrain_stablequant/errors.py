@@ -1,0 +1,65 @@
+"""The errors that a user may see, each written to say what to do next."""
+
+import difflib
+from typing import Iterable
+
+__all__ = [
+    "StableQuantError",
+    "KnobError",
+    "PlanError",
+    "CalibrationError",
+    "CoverageError",
+    "CheckpointError",
+    "nearest",
+]
+
+
+class StableQuantError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class KnobError(StableQuantError, ValueError):
+    """A knob of the ``ptq`` block is unknown or has a value out of range."""
+
+
+class PlanError(StableQuantError, ValueError):
+    """A quantization plan is malformed or does not fit the model."""
+
+
+class CalibrationError(StableQuantError, RuntimeError):
+    """Calibration saw no data, or data that no range can be derived from."""
+
+
+class CoverageError(StableQuantError, RuntimeError):
+    """Too small a part of the weights would be quantized."""
+
+
+class CheckpointError(StableQuantError, RuntimeError):
+    """A quantized checkpoint is damaged, foreign or does not fit the model."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint with the known name that is nearest to a wrong one.
+
+    Arguments
+    ---------
+    name : str
+        What the user wrote.
+    known : iterable of str
+        What they could have written.
+
+    Returns
+    -------
+    str
+        ``" Did you mean 'x'?"`` or, with nothing near, the list of all names.
+
+    Example
+    -------
+    >>> nearest("percentil", ["max", "percentile"])
+    " Did you mean 'percentile'?"
+    """
+    known = sorted(str(k) for k in known)
+    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if match:
+        return f" Did you mean '{match[0]}'?"
+    return f" Known: {', '.join(known)}."

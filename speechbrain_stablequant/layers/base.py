@@ -1,0 +1,288 @@
+"""What all quantized layers share, and the registry that finds their class.
+
+A layer is converted *in place*: its class changes, its float weights leave
+``_parameters`` and integers enter ``_buffers``. Whoever holds a reference to
+the layer, or reads its ``weight``, goes on working: the attribute dequantizes.
+"""
+
+import contextlib
+import inspect
+from typing import Callable, Dict, Iterator, Mapping, Optional, Tuple, Type
+
+import torch
+from torch import nn
+
+from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.numerics import (
+    Quantized,
+    dequantize,
+    fake_quantize,
+    quantize,
+    range_to_scale,
+)
+from speechbrain_stablequant.plan import InputPlan, LayerPlan
+
+__all__ = [
+    "DequantizedParameter",
+    "QuantizedModule",
+    "cached_weights",
+    "quantized_class",
+    "register",
+]
+
+_REGISTRY: Dict[type, type] = {}
+_DERIVED: Dict[tuple, type] = {}
+
+
+def register(*float_classes: type) -> Callable[[type], type]:
+    """Register a quantized class for one or more float layer classes.
+
+    Arguments
+    ---------
+    *float_classes : type
+        Subclasses of ``torch.nn.Module`` that the decorated class replaces.
+
+    Returns
+    -------
+    callable
+        The decorator.
+
+    Raises
+    ------
+    TypeError
+        If the decorated class is not a `QuantizedModule` listed before the
+        float class, so that its ``forward`` would not be reached.
+    """
+
+    def decorate(quantized: type) -> type:
+        for float_class in float_classes:
+            order = quantized.__mro__
+            if QuantizedModule not in order or not issubclass(
+                quantized, nn.Module
+            ):
+                raise TypeError(
+                    f"{quantized.__name__} must derive from QuantizedModule "
+                    "and, after it, from the float class."
+                )
+            _REGISTRY[float_class] = quantized
+        return quantized
+
+    return decorate
+
+
+def quantized_class(module: nn.Module) -> Optional[Type["QuantizedModule"]]:
+    """Return the quantized class for a float layer, or None.
+
+    A subclass of a registered class gets a quantized class of its own, which
+    keeps the subclass's ``forward`` and ``isinstance`` checks.
+    """
+    float_class = type(module)
+    if isinstance(module, QuantizedModule):
+        return float_class
+    base = next(
+        (_REGISTRY[c] for c in float_class.__mro__ if c in _REGISTRY), None
+    )
+    if base is None:
+        return None
+    names = tuple(base.quantizable_weights(module))
+    missing = {
+        n: DequantizedParameter(n)
+        for n in names
+        if not isinstance(
+            inspect.getattr_static(base, n, None), DequantizedParameter
+        )
+    }
+    if _REGISTRY.get(float_class) is base and not missing:
+        return base
+    key = (base, float_class, names)
+    if key not in _DERIVED:
+        bases = (base,) if issubclass(base, float_class) else (base, float_class)
+        _DERIVED[key] = type(f"Quantized{float_class.__name__}", bases, missing)
+    return _DERIVED[key]
+
+
+class DequantizedParameter:
+    """An attribute that reads as the float weight its integers stand for."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, module, owner=None):
+        return self if module is None else module.dequantized(self.name)
+
+    def __set__(self, module, value):
+        raise PlanError(
+            f"'{self.name}' of this {type(module).__name__} is quantized and "
+            "cannot be assigned: restore the float model first."
+        )
+
+
+class QuantizedModule:
+    """Mixin of all quantized layers; comes before the float class.
+
+    A subclass says which attributes are weights (``weight_names``), which
+    inputs are activations to quantize (``input_names``) and, where the output
+    channel is not the first axis, how a weight becomes rows and back.
+    """
+
+    weight_names: Tuple[str, ...] = ("weight",)
+    input_names: Tuple[str, ...] = ("input",)
+
+    # -- what a float layer has to offer ---------------------------------
+
+    @classmethod
+    def quantizable_weights(cls, module: nn.Module) -> Dict[str, torch.Tensor]:
+        """Return the float weights by attribute name, in a stable order."""
+        found = {n: module._parameters.get(n) for n in cls.weight_names}
+        return {n: w for n, w in found.items() if w is not None}
+
+    @classmethod
+    def unsupported(cls, module: nn.Module) -> Optional[str]:
+        """Return why this layer cannot be quantized, or None."""
+        return None
+
+    @classmethod
+    def bind_inputs(cls, args, kwargs) -> Dict[str, torch.Tensor]:
+        """Return the tensors of ``input_names`` in a call's arguments."""
+        named = {n: kwargs[n] for n in cls.input_names if n in kwargs}
+        return {**dict(zip(cls.input_names, args)), **named}
+
+    @staticmethod
+    def to_rows(module: nn.Module, name: str, weight):
+        """Turn a weight into (output channels, values)."""
+        return weight.flatten(1)
+
+    def from_rows(self, name: str, rows):
+        """Undo `to_rows`."""
+        return rows.reshape(self._weight_shapes[name])
+
+    # -- conversion --------------------------------------------------------
+
+    @classmethod
+    def quantize_weights(cls, module, plan: LayerPlan) -> Dict[str, Quantized]:
+        """Quantize the float weights of a layer as its plan says."""
+        return {
+            name: quantize(
+                cls.to_rows(module, name, weight.detach()),
+                plan.weight,
+                plan.weight_observer,
+                plan.weight_percentile,
+            )
+            for name, weight in cls.quantizable_weights(module).items()
+        }
+
+    @classmethod
+    def install(cls, module, plan: LayerPlan, weights: Mapping[str, Quantized]):
+        """Turn a float layer into a quantized one, in place.
+
+        Arguments
+        ---------
+        module : torch.nn.Module
+            Float layer; an instance of the class that ``cls`` replaces.
+        plan : LayerPlan
+            Schemes and input ranges.
+        weights : dict
+            `Quantized` rows by attribute name.
+
+        Raises
+        ------
+        PlanError
+            If the plan names an input that the layer does not have.
+        """
+        for name in plan.inputs:
+            if name not in cls.input_names:
+                raise PlanError(
+                    f"{type(module).__name__} has no input '{name}'."
+                    + nearest(name, cls.input_names or ["(weights only)"])
+                )
+        floats = cls.quantizable_weights(module)
+        module._weight_schemes = {name: plan.weight for name in floats}
+        module._weight_shapes = {n: tuple(w.shape) for n, w in floats.items()}
+        module._weight_dtypes = {n: w.dtype for n, w in floats.items()}
+        module._input_schemes = {}
+        module._weight_cache = None
+        for name, quantized in weights.items():
+            device = floats[name].device
+            del module._parameters[name]
+            for part, tensor in zip(Quantized._fields, quantized):
+                if tensor is not None:
+                    module.register_buffer(f"{name}_{part}", tensor.to(device))
+        module.__class__ = cls
+        for name, input_plan in plan.inputs.items():
+            module.set_input(name, input_plan)
+
+    def set_input(self, name: str, plan: InputPlan):
+        """Set the range that an input is quantized to."""
+        scale, zero_point = range_to_scale(
+            torch.tensor(plan.low), torch.tensor(plan.high), plan.scheme
+        )
+        self._input_schemes[name] = plan.scheme
+        device = next(self.buffers(recurse=False)).device
+        for part, value in (("scale", scale), ("zero_point", zero_point)):
+            self.register_buffer(f"{name}_{part}", value.to(device))
+
+    # -- execution -----------------------------------------------------------
+
+    def quantized_weight(self, name: str) -> Quantized:
+        """Return the integers and scales of a weight."""
+        buffers = self._buffers
+        return Quantized(
+            *(buffers.get(f"{name}_{part}") for part in Quantized._fields)
+        )
+
+    def dequantized(self, name: str) -> torch.Tensor:
+        """Return the float weight that the integers stand for."""
+        cache = self._weight_cache
+        if cache is not None and name in cache:
+            return cache[name]
+        rows = dequantize(self.quantized_weight(name), self._weight_schemes[name])
+        # A bias follows .half() and .to(); integers cannot show the type.
+        like = next(iter(self.parameters(recurse=False)), None)
+        dtype = self._weight_dtypes[name] if like is None else like.dtype
+        weight = self.from_rows(name, rows.to(dtype))
+        if cache is not None:
+            cache[name] = weight
+        return weight
+
+    def quantize_input(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Quantize and dequantize one input, if the plan says so."""
+        scheme = self._input_schemes.get(name)
+        if scheme is None:
+            return x
+        buffers = self._buffers
+        return fake_quantize(
+            x,
+            buffers[f"{name}_scale"].to(torch.float32),
+            buffers[f"{name}_zero_point"],
+            scheme,
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the schemes after what the float layer says of itself."""
+        parts = [super().extra_repr()]
+        schemes = {**self._weight_schemes, **self._input_schemes}
+        parts += [f"{n}={s.describe()}" for n, s in schemes.items()]
+        return ", ".join(p for p in parts if p)
+
+
+@contextlib.contextmanager
+def cached_weights(model: nn.Module) -> Iterator[None]:
+    """Keep dequantized weights in memory while the block runs.
+
+    Reference execution dequantizes a weight at each use; a scoring pass over
+    many batches is quicker with a float copy of the weights at hand.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Model with quantized layers.
+    """
+    layers = [m for m in model.modules() if isinstance(m, QuantizedModule)]
+    for layer in layers:
+        layer._weight_cache = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__["_weight_cache"] = None
+

@@ -1,0 +1,215 @@
+"""Convert a model layer by layer, and back."""
+
+from typing import Dict, Iterable, Iterator, Mapping, Optional, Tuple
+
+from torch import nn
+
+from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.layers.base import (
+    QuantizedModule,
+    quantized_class,
+)
+from speechbrain_stablequant.layers.rewrites import rewrite_for
+from speechbrain_stablequant.layers.surgery import ModuleState
+from speechbrain_stablequant.numerics import Quantized
+from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+
+__all__ = ["Conversion", "quantizable_layers"]
+
+
+def quantizable_layers(
+    root: nn.Module,
+) -> Iterator[Tuple[str, nn.Module, type]]:
+    """Yield the layers of a model that can be quantized.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        A prepared model (see `Conversion`).
+
+    Yields
+    ------
+    name : str
+        Qualified name.
+    module : torch.nn.Module
+        The layer.
+    quantized : type
+        Its quantized class.
+    """
+    for name, module in root.named_modules():
+        quantized = quantized_class(module)
+        if (
+            quantized is not None
+            and quantized.unsupported(module) is None
+            and not _is_renormalised(root, name)
+        ):
+            yield name, module, quantized
+
+
+def _is_renormalised(root, name):
+    """Whether SpeechBrain's wrapper rewrites the weight in each forward."""
+    parent = root.get_submodule(name.rpartition(".")[0]) if name else root
+    max_norm = getattr(parent, "max_norm", None)
+    return isinstance(max_norm, (int, float)) and max_norm > 0
+
+
+class Conversion:
+    """A model whose layers can be switched between float and quantized.
+
+    On construction the model is *prepared*: weight norm is fused and attention
+    with raw weights is decomposed, which keeps its function. `restore` brings
+    back the very same parameters, bit for bit, whatever happened in between.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model; changed in place.
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_stablequant.plan import QuantizationScheme
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    >>> weight = model[0].weight
+    >>> with Conversion(model) as conversion:
+    ...     conversion.set("0", LayerPlan(QuantizationScheme(bits=4)))
+    ...     conversion.quantize(["0"])
+    ...     type(model[0]).__name__
+    'QuantizedLinear'
+    >>> model[0].weight is weight
+    True
+    """
+
+    def __init__(self, root: nn.Module):
+        self.root = root
+        self._original: Dict[int, ModuleState] = {}
+        self._float: Dict[str, ModuleState] = {}
+        self._plans: Dict[str, LayerPlan] = {}
+        self._weights: Dict[str, Tuple[tuple, Mapping[str, Quantized]]] = {}
+        self._shared: Dict[tuple, Quantized] = {}
+        try:
+            for _, module in root.named_modules():
+                self._prepare(module)
+        except BaseException:
+            self.restore()
+            raise
+
+    def _prepare(self, module: nn.Module) -> None:
+        if isinstance(module, QuantizedModule):
+            raise PlanError(
+                "The model has quantized layers already. Restore the float "
+                "model, or load a float checkpoint, before quantizing it."
+            )
+        rewrite = rewrite_for(module)
+        if rewrite is not None:
+            self._original.setdefault(id(module), ModuleState(module))
+            rewrite()
+
+    def __enter__(self) -> "Conversion":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.restore()
+
+    def layer(self, name: str) -> nn.Module:
+        """Return a layer by name, or raise a `PlanError` that helps."""
+        try:
+            return self.root.get_submodule(name)
+        except AttributeError:
+            names = [n for n, _ in self.root.named_modules()]
+            raise PlanError(
+                f"The plan names a layer '{name}' that the model does not "
+                "have." + nearest(name, names)
+            ) from None
+
+    def set(self, name: str, plan: LayerPlan) -> None:
+        """Say how a layer is to be quantized; it is switched to float.
+
+        Raises
+        ------
+        PlanError
+            If there is no such layer, or it is of another kind.
+        """
+        module = self.layer(name)
+        if name in self._float:
+            self.dequantize([name])
+        quantized = quantized_class(module)
+        if quantized is None or isinstance(module, QuantizedModule):
+            raise PlanError(
+                f"Layer '{name}' is a {type(module).__name__}, for which "
+                "there is no quantized version. Remove it from the plan."
+            )
+        reason = quantized.unsupported(module)
+        if reason is not None:
+            raise PlanError(
+                f"Layer '{name}' cannot be quantized: {reason}. Remove it "
+                "from the plan."
+            )
+        kind = kind_of(module)
+        if plan.kind and plan.kind != kind:
+            raise PlanError(
+                f"Layer '{name}' is a {kind}, the plan was made for a "
+                f"{plan.kind}: it belongs to another model."
+            )
+        self._original.setdefault(id(module), ModuleState(module))
+        self._float.setdefault(name, ModuleState(module))
+        self._plans[name] = plan
+
+    def set_weights(self, name: str, weights: Mapping[str, Quantized]) -> None:
+        """Give a layer its integers, instead of computing them."""
+        self._weights[name] = (_weight_key(self._plans[name]), weights)
+
+    def quantize(self, names: Optional[Iterable[str]] = None) -> None:
+        """Switch layers (all that have a plan) to their quantized version."""
+        for name in list(self._plans if names is None else names):
+            module, plan = self.layer(name), self._plans[name]
+            if not isinstance(module, QuantizedModule):
+                weights = self._quantized_weights(name, module, plan)
+                quantized_class(module).install(module, plan, weights)
+
+    def dequantize(self, names: Optional[Iterable[str]] = None) -> None:
+        """Switch layers (all that have a plan) back to float."""
+        for name in list(self._plans if names is None else names):
+            self._float[name].apply()
+
+    def restore(self) -> None:
+        """Bring the original float model back and forget all plans."""
+        for state in self._original.values():
+            state.apply()
+        for store in (self._float, self._plans, self._weights, self._shared):
+            store.clear()
+
+    def apply_plan(self, plan: QuantizationPlan) -> None:
+        """Quantize all layers as a plan says."""
+        for name, layer in plan.layers.items():
+            self.set(name, layer)
+        self.quantize(plan.layers)
+
+    def _quantized_weights(self, name, module, plan):
+        """Quantize weights once for each rule, and tied weights only once."""
+        key = _weight_key(plan)
+        if name in self._weights and self._weights[name][0] == key:
+            return self._weights[name][1]
+        cls = quantized_class(module)
+        floats = cls.quantizable_weights(module)
+        shared_keys = {n: (id(w), cls.to_rows, key) for n, w in floats.items()}
+        if all(k in self._shared for k in shared_keys.values()):
+            weights = {n: self._shared[k] for n, k in shared_keys.items()}
+        else:
+            weights = cls.quantize_weights(module, plan)
+            self._shared.update({k: weights[n] for n, k in shared_keys.items()})
+        self._weights[name] = (key, weights)
+        return weights
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the name of a layer's float class, the same before and after."""
+    name = type(module).__name__
+    for prefix in ("Quantized", "Decomposed"):
+        if name.startswith(prefix):
+            name = name[len(prefix) :]
+    return name
+
+
+def _weight_key(plan: LayerPlan) -> tuple:
+    return plan.weight, plan.weight_observer, plan.weight_percentile

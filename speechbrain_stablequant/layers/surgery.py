@@ -1,0 +1,59 @@
+"""In-place changes of modules that can be taken back bit for bit."""
+
+from typing import Any, Dict
+
+from torch import nn
+
+__all__ = ["ModuleState"]
+
+# What conversion may change. Other hooks belong to whoever registered them.
+_REGISTRIES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_forward_pre_hooks",
+)
+_VOLATILE = ("training", "_forward_hooks", "_backward_hooks")
+
+
+class ModuleState:
+    """A module's class, parameters, buffers and attributes at one moment.
+
+    Tensors are kept by reference: the same ``Parameter`` objects come back, so
+    that an optimizer that holds them goes on working.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Module to remember.
+
+    Example
+    -------
+    >>> import torch
+    >>> linear = torch.nn.Linear(2, 2)
+    >>> weight, state = linear.weight, ModuleState(linear)
+    >>> del linear.weight
+    >>> state.apply()
+    >>> linear.weight is weight
+    True
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.float_class = type(module)
+        self.attributes: Dict[str, Any] = {
+            key: value.copy() if key in _REGISTRIES else value
+            for key, value in vars(module).items()
+            if key not in _VOLATILE
+        }
+
+    def apply(self) -> None:
+        """Bring the module back to this state."""
+        current = vars(self.module)
+        kept = {key: current[key] for key in _VOLATILE if key in current}
+        current.clear()
+        self.module.__class__ = self.float_class
+        for key, value in self.attributes.items():
+            current[key] = value.copy() if key in _REGISTRIES else value
+        current.update(kept)

@@ -1,0 +1,118 @@
+"""Dense packing of 1 to 8 bit integers into 32-bit words.
+
+A row of values becomes a little-endian stream of bits, filled up with zeros to
+whole 32-bit words; signed values are stored with an offset, as unsigned codes.
+For 1, 2, 4 and 8 bits this is the layout of ``pack_quantized`` in
+compressed-tensors; for 3, 5, 6 and 7 bits a value may cross words, so that no
+bit is lost.
+"""
+
+import numpy as np
+import torch
+
+from speechbrain_stablequant.plan import QuantizationScheme
+
+__all__ = ["pack", "unpack", "packed_words"]
+
+
+def packed_words(count: int, bits: int) -> int:
+    """Return how many 32-bit words hold ``count`` values of a row."""
+    return -(-count * bits // 32)
+
+
+def _codes(values: torch.Tensor, scheme: QuantizationScheme) -> np.ndarray:
+    """Map integers to unsigned codes that fit into ``bits`` bits."""
+    plain = values.cpu().numpy().astype(np.int16)
+    if scheme.is_binary:
+        return ((plain + 1) // 2).astype(np.uint8)
+    offset = 2 ** (scheme.bits - 1) if scheme.signed else 0
+    return (plain + offset).astype(np.uint8)
+
+
+def pack(values: torch.Tensor, scheme: QuantizationScheme) -> torch.Tensor:
+    """Pack rows of integers.
+
+    Arguments
+    ---------
+    values : torch.Tensor
+        (channels, n) int8 or uint8.
+    scheme : QuantizationScheme
+        Integer scheme of the values.
+
+    Returns
+    -------
+    torch.Tensor
+        (channels, words) int32.
+
+    Example
+    -------
+    >>> scheme = QuantizationScheme(bits=3)
+    >>> values = torch.tensor([[-3, 0, 3, 1, -1]], dtype=torch.int8)
+    >>> pack(values, scheme).shape
+    torch.Size([1, 1])
+    >>> unpack(pack(values, scheme), 5, scheme).tolist()
+    [[-3, 0, 3, 1, -1]]
+    """
+    codes = _codes(values, scheme)
+    channels, count = codes.shape
+    words = packed_words(count, scheme.bits)
+    if scheme.bits == 8:
+        stream = np.zeros((channels, words * 4), dtype=np.uint8)
+        stream[:, :count] = codes
+    else:
+        bits = np.zeros((channels, words * 32), dtype=np.uint8)
+        places = np.arange(scheme.bits, dtype=np.uint8)
+        spread = (codes[..., None] >> places) & 1
+        bits[:, : count * scheme.bits] = spread.reshape(channels, -1)
+        stream = np.packbits(bits, axis=1, bitorder="little")
+    return torch.from_numpy(stream.view("<i4").astype(np.int32))
+
+
+def unpack(
+    packed: torch.Tensor, count: int, scheme: QuantizationScheme
+) -> torch.Tensor:
+    """Undo `pack`.
+
+    Arguments
+    ---------
+    packed : torch.Tensor
+        (channels, words) int32.
+    count : int
+        Number of values in a row.
+    scheme : QuantizationScheme
+        Integer scheme of the values.
+
+    Returns
+    -------
+    torch.Tensor
+        (channels, count) int8 or uint8.
+
+    Raises
+    ------
+    ValueError
+        If the number of words does not go with ``count``.
+    """
+    channels, words = packed.shape
+    if words != packed_words(count, scheme.bits):
+        raise ValueError(
+            f"{words} words cannot hold rows of {count} values of "
+            f"{scheme.bits} bits."
+        )
+    stream = packed.cpu().numpy().astype("<i4").view(np.uint8)
+    stream = stream.reshape(channels, words * 4)
+    if scheme.bits == 8:
+        codes = stream[:, :count]
+    else:
+        bits = np.unpackbits(stream, axis=1, bitorder="little")
+        bits = bits[:, : count * scheme.bits]
+        bits = bits.reshape(channels, count, scheme.bits)
+        places = np.arange(scheme.bits, dtype=np.uint8)
+        codes = (bits << places).sum(-1, dtype=np.uint8)
+    if scheme.is_binary:
+        plain = codes.astype(np.int8) * 2 - 1
+    elif scheme.signed:
+        plain = codes.astype(np.int16) - 2 ** (scheme.bits - 1)
+        plain = plain.astype(np.int8)
+    else:
+        plain = codes
+    return torch.from_numpy(np.ascontiguousarray(plain))

@@ -1,0 +1,376 @@
+"""The quantization plan: plain data that says what is quantized, and how.
+
+A search produces a plan, a conversion consumes it, a checkpoint carries it and
+a report prints it. A plan can be written to JSON, edited by hand and applied
+again without a search.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Optional, Union
+
+from speechbrain_stablequant.errors import PlanError, nearest
+
+__all__ = [
+    "QuantizationScheme",
+    "InputPlan",
+    "LayerPlan",
+    "QuantizationPlan",
+    "GRANULARITIES",
+    "WEIGHT_OBSERVERS",
+]
+
+GRANULARITIES = ("per_tensor", "per_channel", "per_group")
+WEIGHT_OBSERVERS = ("max", "mse", "percentile")
+FLOAT_DTYPES = ("bfloat16", "float16")
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class QuantizationScheme:
+    """How a tensor of real numbers becomes integers.
+
+    Arguments
+    ---------
+    bits : int
+        Width of an integer: 1 to 8, or 16 for a 16-bit float.
+    symmetric : bool
+        True for a zero point of 0, False for an affine mapping.
+    signed : bool
+        Whether the integers are signed.
+    granularity : str
+        ``per_tensor``, ``per_channel`` (output channel) or ``per_group``
+        (runs of ``group_size`` values inside an output channel).
+    group_size : int, optional
+        Number of values that share a scale, for ``per_group`` only.
+    narrow_range : bool
+        Leave out the lowest integer, so that a signed range is symmetric
+        about zero, as TensorRT and ONNX expect of weights.
+    dtype : str
+        ``int``, or ``bfloat16`` / ``float16`` when ``bits`` is 16.
+
+    Raises
+    ------
+    PlanError
+        If a field is out of range or two fields contradict each other.
+
+    Example
+    -------
+    >>> scheme = QuantizationScheme(bits=4)
+    >>> scheme.qmin, scheme.qmax
+    (-7, 7)
+    >>> QuantizationScheme(bits=8, symmetric=False, signed=False).qmax
+    255
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    signed: bool = True
+    granularity: str = "per_channel"
+    group_size: Optional[int] = None
+    narrow_range: bool = True
+    dtype: str = "int"
+
+    def __post_init__(self):
+        if self.bits == 16:
+            if self.dtype == "int":
+                object.__setattr__(self, "dtype", "bfloat16")
+            if self.dtype not in FLOAT_DTYPES:
+                raise PlanError(
+                    f"dtype '{self.dtype}' is unknown for 16 bits."
+                    + nearest(self.dtype, FLOAT_DTYPES)
+                )
+        elif isinstance(self.bits, bool) or self.bits not in range(1, 9):
+            raise PlanError(
+                f"bits is {self.bits!r}: use 1 to 8 for integers, 16 for "
+                "bfloat16 or float16."
+            )
+        elif self.dtype != "int":
+            raise PlanError(
+                f"dtype '{self.dtype}' needs bits: 16, not {self.bits}."
+            )
+        if self.granularity not in GRANULARITIES:
+            raise PlanError(
+                f"granularity '{self.granularity}' is unknown."
+                + nearest(self.granularity, GRANULARITIES)
+            )
+        grouped = self.granularity == "per_group"
+        if grouped != (self.group_size is not None):
+            raise PlanError(
+                "group_size goes with granularity: per_group and only with "
+                f"it (granularity is {self.granularity}, group_size is "
+                f"{self.group_size})."
+            )
+        if grouped and not (
+            isinstance(self.group_size, int) and self.group_size > 0
+        ):
+            raise PlanError(f"group_size is {self.group_size!r}: use 1 or more.")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether values are stored as 16-bit floats, not integers."""
+        return self.dtype != "int"
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the two levels are -scale and +scale (1 bit, symmetric)."""
+        return self.bits == 1 and self.symmetric and self.signed
+
+    @property
+    def qmin(self) -> int:
+        """Lowest integer in use."""
+        if self.is_binary:
+            return -1
+        low = -(2 ** (self.bits - 1)) if self.signed else 0
+        # One bit has no integer to spare for a narrow range.
+        return low + int(self.narrow_range and self.bits > 1)
+
+    @property
+    def qmax(self) -> int:
+        """Highest integer in use."""
+        if self.is_binary:
+            return 1
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    def describe(self) -> str:
+        """Return a few words for a table."""
+        if self.is_float:
+            return self.dtype
+        kind = "symmetric" if self.symmetric else "affine"
+        sign = "int" if self.signed else "uint"
+        where = self.granularity.replace("per_", "per ")
+        if self.group_size:
+            where += f" of {self.group_size}"
+        return f"{sign}{self.bits} {kind} {where}"
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """How one input of a layer is quantized.
+
+    Arguments
+    ---------
+    scheme : QuantizationScheme
+        Width and mapping; inputs are quantized per tensor.
+    low : float
+        Lower end of the range that is kept, in the units of the activation.
+    high : float
+        Upper end of that range; what lies outside saturates.
+    observer : str
+        Rule that chose the range (``max``, ``percentile``, ``mse``,
+        ``entropy``).
+    percentile : float
+        Where the histogram was cut before the rule was applied (100: nowhere).
+    clipped : float
+        Fraction of the calibration values that lie outside the range.
+    """
+
+    scheme: QuantizationScheme
+    low: float
+    high: float
+    observer: str = "max"
+    percentile: float = 100.0
+    clipped: float = 0.0
+
+    def __post_init__(self):
+        if self.scheme.granularity != "per_tensor":
+            raise PlanError(
+                "Inputs are quantized per tensor, not "
+                f"{self.scheme.granularity}."
+            )
+        if not (
+            math.isfinite(self.low)
+            and math.isfinite(self.high)
+            and self.low <= 0 <= self.high
+        ):
+            raise PlanError(
+                f"The input range [{self.low}, {self.high}] must be finite "
+                "and contain zero."
+            )
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is quantized.
+
+    Arguments
+    ---------
+    weight : QuantizationScheme
+        Scheme of all weights of the layer.
+    kind : str
+        Class of the layer, for example ``Linear``; checked when applied.
+    unit : str
+        Name of the unit of the search that the layer belongs to.
+    weight_observer : str
+        Rule for the weight scales: ``max``, ``mse`` or ``percentile``.
+    weight_percentile : float
+        For the ``percentile`` rule.
+    inputs : dict
+        `InputPlan` by input name; empty for weight-only quantization.
+    """
+
+    weight: QuantizationScheme
+    kind: str = ""
+    unit: str = ""
+    weight_observer: str = "mse"
+    weight_percentile: float = 99.99
+    inputs: Mapping[str, InputPlan] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.weight_observer not in WEIGHT_OBSERVERS:
+            raise PlanError(
+                f"weight_observer '{self.weight_observer}' is unknown."
+                + nearest(self.weight_observer, WEIGHT_OBSERVERS)
+            )
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """What is quantized, layer by layer.
+
+    Arguments
+    ---------
+    layers : dict
+        `LayerPlan` by qualified layer name.
+    method : str
+        What made the plan: ``uniform``, ``stablequant``, ``manual``.
+    settings : dict
+        Plain values to remember with it (observer, seed, thresholds).
+
+    Example
+    -------
+    >>> plan = QuantizationPlan({"enc.w": LayerPlan(QuantizationScheme(bits=4))})
+    >>> QuantizationPlan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    layers: Mapping[str, LayerPlan]
+    method: str = "manual"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """Return nested plain dictionaries, ready for JSON."""
+        body = dataclasses.asdict(self)
+        head = {
+            "format": "speechbrain_stablequant.plan",
+            "version": PLAN_VERSION,
+        }
+        return {**head, **body}
+
+    def to_json(self, indent: Optional[int] = 1) -> str:
+        """Return the plan as JSON text, keys in a stable order."""
+        return json.dumps(self.to_dict(), indent=indent, sort_keys=True)
+
+    def save(self, path: Union[str, Path]) -> Path:
+        """Write the plan to a JSON file and return its path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the plan") -> "QuantizationPlan":
+        """Read a plan from JSON text; ``source`` names it in errors."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as err:
+            raise PlanError(f"{source} is not valid JSON: {err}.") from err
+        return cls.from_dict(data, source)
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> "QuantizationPlan":
+        """Read a plan from a JSON file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise PlanError(f"Cannot read the plan {path}: {err}.") from err
+        return cls.from_json(text, str(path))
+
+    @classmethod
+    def from_dict(cls, data: dict, source: str = "the plan"):
+        """Build a plan from plain dictionaries, checking every field."""
+        if not isinstance(data, dict) or "layers" not in data:
+            raise PlanError(f"{source} has no 'layers'.")
+        version = data.get("version", PLAN_VERSION)
+        if version != PLAN_VERSION:
+            raise PlanError(
+                f"{source} has version {version}; this package reads "
+                f"version {PLAN_VERSION}. Install a matching version."
+            )
+        if not isinstance(data["layers"], dict):
+            raise PlanError(f"{source}: 'layers' must map names to layers.")
+        layers = {
+            name: _layer_from_dict(value, f"{source}: layer '{name}'")
+            for name, value in data["layers"].items()
+        }
+        return cls(
+            layers=layers,
+            method=str(data.get("method", "manual")),
+            settings=dict(data.get("settings", {})),
+        )
+
+
+def _build(cls, data, where):
+    """Build a dataclass from a dict, naming unknown or missing fields."""
+    if not isinstance(data, dict):
+        raise PlanError(f"{where} must be an object, not {data!r}.")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in known:
+            raise PlanError(
+                f"{where} has an unknown field '{key}'." + nearest(key, known)
+            )
+    checked = {
+        key: _plain(value, known[key].type, f"{where}, '{key}'")
+        for key, value in data.items()
+    }
+    try:
+        return cls(**checked)
+    except TypeError as err:
+        raise PlanError(f"{where}: {err}.") from err
+    except PlanError as err:
+        raise PlanError(f"{where}: {err}") from err
+
+
+def _plain(value, kind, where):
+    """Check a plain JSON value against the annotation of its field."""
+    if kind is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif kind is bool or kind is str:
+        if isinstance(value, kind):
+            return value
+    else:
+        return value
+    raise PlanError(f"{where} is {value!r}: a {kind.__name__} is needed.")
+
+
+def _layer_from_dict(data, where):
+    """Build a `LayerPlan`, with its nested schemes, from plain data."""
+    if not isinstance(data, dict) or "weight" not in data:
+        raise PlanError(f"{where} needs a 'weight'.")
+    data = dict(data)
+    data["weight"] = _build(QuantizationScheme, data["weight"], where)
+    inputs = data.get("inputs") or {}
+    if not isinstance(inputs, dict):
+        raise PlanError(f"{where}: 'inputs' must be an object.")
+    data["inputs"] = {
+        name: _input_from_dict(value, f"{where}, input '{name}'")
+        for name, value in inputs.items()
+    }
+    return _build(LayerPlan, data, where)
+
+
+def _input_from_dict(data, where):
+    """Build an `InputPlan` from plain data."""
+    if not isinstance(data, dict) or "scheme" not in data:
+        raise PlanError(f"{where} needs a 'scheme'.")
+    data = dict(data)
+    data["scheme"] = _build(QuantizationScheme, data["scheme"], where)
+    return _build(InputPlan, data, where)
