@@ -1,0 +1,23 @@
+"""Calibration: what enters the layers, and which range of it to keep."""
+
+from speechbrain_stablequant.calibration.collector import (
+    ActivationCollector,
+    Statistics,
+)
+from speechbrain_stablequant.calibration.histogram import ActivationHistogram
+from speechbrain_stablequant.calibration.observers import (
+    OBSERVERS,
+    TAIL_RULES,
+    choose_input,
+    expected_error,
+)
+
+__all__ = [
+    "OBSERVERS",
+    "TAIL_RULES",
+    "ActivationCollector",
+    "ActivationHistogram",
+    "Statistics",
+    "choose_input",
+    "expected_error",
+]
