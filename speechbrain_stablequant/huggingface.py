@@ -1,0 +1,213 @@
+"""The toolkit's self-supervised encoders, built from their configuration.
+
+SpeechBrain's own wrappers always fetch the pretrained float weights. Two uses
+do not want them: training an architecture from scratch, and loading a
+quantized checkpoint, whose weights replace them anyway. The classes here have
+the same arguments and the same ``forward``, build the architecture from a
+configuration and load no weights at all.
+
+Example
+-------
+In a YAML file, the configuration may stand where the name of the model would:
+
+.. code-block:: yaml
+
+    wav2vec2: !new:speechbrain_stablequant.huggingface.Wav2Vec2
+        source:
+            model_type: wav2vec2
+            hidden_size: 192
+            num_hidden_layers: 4
+            do_normalize: True
+        output_norm: True
+"""
+
+import difflib
+import json
+import os
+import tempfile
+
+try:
+    from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
+
+    from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
+except ImportError as err:
+    raise ImportError(
+        "speechbrain_stablequant.huggingface needs the package transformers: "
+        "pip install transformers"
+    ) from err
+
+FAMILIES = (
+    "wav2vec2",
+    "hubert",
+    "wavlm",
+    "wav2vec2-conformer",
+    "data2vec-audio",
+)
+
+
+class ConfigOnly:
+    """Mixin: the architecture comes from a configuration, weights from nowhere.
+
+    It goes before a wrapper derived from the toolkit's
+    ``HFTransformersInterface`` and replaces the step that fetches weights.
+
+    Arguments
+    ---------
+    source : dict or str
+        The configuration itself (``model_type`` and whatever differs from the
+        defaults of that type, and optionally ``do_normalize``: whether the
+        waveform is normalized), or a local folder or a hub name, of which
+        only ``config.json`` and ``preprocessor_config.json`` are read.
+    save_path : str
+        Where files fetched from the hub go. Unused with a dict or a folder.
+    **kwargs
+        Arguments of the toolkit's wrapper.
+    """
+
+    def __init__(self, source, save_path=None, **kwargs):
+        if not isinstance(source, dict):
+            super().__init__(source, save_path, **kwargs)
+            return
+        # The toolkit reads the configuration from files, so it gets files
+        with tempfile.TemporaryDirectory() as folder:
+            write_config(source, folder)
+            super().__init__(folder, folder, **kwargs)
+        self.config._name_or_path = ""
+
+    def _from_pretrained(
+        self, source, save_path, cache_dir, device=None, **kwargs
+    ):
+        """Builds the model with random weights, where the toolkit fetches."""
+        # As in from_pretrained, transformers picks the attention (SDPA where
+        # the architecture has it)
+        self.model = self.auto_class.from_config(self.config, **kwargs)
+        if device is not None:
+            self.model.to(device)
+
+
+def write_config(config, folder):
+    """Writes the two JSON files from which transformers builds a model.
+
+    Arguments
+    ---------
+    config : dict
+        ``model_type``, whatever differs from the defaults of that type, and
+        optionally ``do_normalize``.
+    folder : str
+        Where the files go.
+
+    Example
+    -------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_config({"model_type": "hubert"}, folder)
+    ...     sorted(os.listdir(folder))
+    ['config.json', 'preprocessor_config.json']
+    """
+    config = dict(config)
+    do_normalize = config.pop("do_normalize", True)
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"model_type is {model_type!r}; transformers must know it, for "
+            f"example {', '.join(FAMILIES)}"
+        )
+    # A misspelt key would be kept silently and the default used instead
+    known = CONFIG_MAPPING[model_type]().to_dict()
+    for key in config:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{model_type} has no option {key!r}{hint}")
+    with open(
+        os.path.join(folder, "config.json"), "w", encoding="utf-8"
+    ) as out:
+        json.dump(config, out)
+    Wav2Vec2FeatureExtractor(
+        do_normalize=do_normalize, return_attention_mask=True
+    ).save_pretrained(folder)
+
+
+class Wav2Vec2(ConfigOnly, wav2vec2.Wav2Vec2):
+    """The toolkit's ``Wav2Vec2`` without pretrained weights.
+
+    Arguments
+    ---------
+    source : dict or str
+        See ``ConfigOnly``.
+    save_path : str
+        See ``ConfigOnly``.
+    **kwargs
+        Arguments of ``speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2``.
+
+    Example
+    -------
+    >>> import torch
+    >>> model = Wav2Vec2(
+    ...     {
+    ...         "model_type": "wav2vec2",
+    ...         "conv_dim": [16] * 7,
+    ...         "hidden_size": 32,
+    ...         "num_hidden_layers": 2,
+    ...         "num_attention_heads": 4,
+    ...         "intermediate_size": 64,
+    ...         "num_conv_pos_embeddings": 16,
+    ...         "num_conv_pos_embedding_groups": 4,
+    ...     }
+    ... )
+    >>> model(torch.randn(2, 4000), torch.ones(2)).shape
+    torch.Size([2, 12, 32])
+    """
+
+
+class HuBERT(ConfigOnly, hubert.HuBERT):
+    """The toolkit's ``HuBERT`` without pretrained weights.
+
+    Arguments
+    ---------
+    source : dict or str
+        See ``ConfigOnly``.
+    save_path : str
+        See ``ConfigOnly``.
+    **kwargs
+        Arguments of ``speechbrain.integrations.huggingface.hubert.HuBERT``.
+
+    Example
+    -------
+    >>> model = HuBERT(
+    ...     {
+    ...         "model_type": "hubert",
+    ...         "hidden_size": 32,
+    ...         "num_hidden_layers": 1,
+    ...         "num_attention_heads": 4,
+    ...     }
+    ... )
+    >>> type(model.model).__name__
+    'HubertModel'
+    """
+
+
+class WavLM(ConfigOnly, wavlm.WavLM):
+    """The toolkit's ``WavLM`` without pretrained weights.
+
+    Arguments
+    ---------
+    source : dict or str
+        See ``ConfigOnly``.
+    save_path : str
+        See ``ConfigOnly``.
+    **kwargs
+        Arguments of ``speechbrain.integrations.huggingface.wavlm.WavLM``.
+
+    Example
+    -------
+    >>> model = WavLM(
+    ...     {
+    ...         "model_type": "wavlm",
+    ...         "hidden_size": 32,
+    ...         "num_hidden_layers": 1,
+    ...         "num_attention_heads": 4,
+    ...     }
+    ... )
+    >>> type(model.model).__name__
+    'WavLMModel'
+    """
