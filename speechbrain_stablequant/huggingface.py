@@ -27,9 +27,8 @@ import os
 import tempfile
 
 try:
-    from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
-
     from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
+    from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 except ImportError as err:
     raise ImportError(
         "speechbrain_stablequant.huggingface needs the package transformers: "

@@ -17,7 +17,6 @@ from collections import defaultdict
 
 import numpy as np
 import soundfile as sf
-
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
