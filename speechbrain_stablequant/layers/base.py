@@ -208,6 +208,7 @@ class QuantizedModule:
                 if tensor is not None:
                     module.register_buffer(f"{name}_{part}", tensor.to(device))
         module.__class__ = cls
+        _forget_bound_forward(module)
         for name, input_plan in plan.inputs.items():
             module.set_input(name, input_plan)
 
@@ -263,6 +264,17 @@ class QuantizedModule:
         schemes = {**self._weight_schemes, **self._input_schemes}
         parts += [f"{n}={s.describe()}" for n, s in schemes.items()]
         return ", ".join(p for p in parts if p)
+
+
+def _forget_bound_forward(module: nn.Module) -> None:
+    """Drop a ``forward`` on the instance that is the float class's own.
+
+    transformers leaves one behind when it has recorded hidden states; it would
+    be called in place of the quantized class's.
+    """
+    forward = module.__dict__.get("forward")
+    if inspect.ismethod(forward) and forward.__self__ is module:
+        del module.__dict__["forward"]
 
 
 @contextlib.contextmanager

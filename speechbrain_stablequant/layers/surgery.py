@@ -6,7 +6,8 @@ from torch import nn
 
 __all__ = ["ModuleState"]
 
-# What conversion may change. Other hooks belong to whoever registered them.
+# What conversion may change. Other hooks, and a ``forward`` set on the instance
+# (the search's prefix cache), belong to whoever put them there.
 _REGISTRIES = (
     "_parameters",
     "_buffers",
@@ -14,7 +15,7 @@ _REGISTRIES = (
     "_non_persistent_buffers_set",
     "_forward_pre_hooks",
 )
-_VOLATILE = ("training", "_forward_hooks", "_backward_hooks")
+_VOLATILE = ("training", "forward", "_forward_hooks", "_backward_hooks")
 
 
 class ModuleState:

@@ -1,0 +1,230 @@
+"""Metrics as sums over utterances, so that they stream, split and resample.
+
+A metric is a ratio of two sums over items, usually utterances: word errors
+over reference words, loss over sentences. The sums come from the toolkit's own
+metric objects.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Iterable, Iterator, List, NamedTuple, Tuple
+
+import numpy as np
+from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
+
+from speechbrain_stablequant.errors import StableQuantError
+
+__all__ = [
+    "Evaluator",
+    "Interval",
+    "Item",
+    "Metric",
+    "ScoreEvaluator",
+    "items_of",
+    "paired_bootstrap",
+]
+
+
+class Item(NamedTuple):
+    """What one utterance adds to a metric.
+
+    Arguments
+    ---------
+    key : str
+        Identifies the utterance, the same before and after quantization.
+    errors : float
+        Adds to the numerator: word errors, loss.
+    weight : float
+        Adds to the denominator: reference words, sentences.
+    """
+
+    key: str
+    errors: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A ratio of sums, lower is better.
+
+    Arguments
+    ---------
+    name : str
+        Shown in tables: ``WER``, ``loss``.
+    factor : float
+        100 for rates in percent, so that differences are points.
+    unit : str
+        Unit of a difference.
+
+    Example
+    -------
+    >>> Metric("WER").value([Item("a", 1, 10), Item("b", 0, 10)])
+    5.0
+    """
+
+    name: str = "WER"
+    factor: float = 100.0
+    unit: str = "points"
+
+    def value(self, items: Iterable[Item]) -> float:
+        """Return the metric over some items; nan without weight."""
+        # Sorted, so that a sum of floats does not depend on who summed first.
+        ordered = sorted(items)
+        weight = sum(item.weight for item in ordered)
+        if not weight:
+            return float("nan")
+        return self.factor * sum(item.errors for item in ordered) / weight
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of a metric with its confidence interval."""
+
+    difference: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def paired_bootstrap(
+    before: Iterable[Item],
+    after: Iterable[Item],
+    metric: Metric,
+    confidence: float = 0.95,
+    samples: int = 2000,
+    seed: int = 1986,
+) -> Interval:
+    """Return the change of a metric with a paired-bootstrap interval.
+
+    Utterances are drawn with replacement, the same ones for both systems
+    (Bisani and Ney, ICASSP 2004).
+
+    Arguments
+    ---------
+    before : iterable of Item
+        Items of the first system.
+    after : iterable of Item
+        Items of the second system, with the same keys.
+    metric : Metric
+        What to compare.
+    confidence : float
+        Probability inside the interval.
+    samples : int
+        Number of resamples.
+    seed : int
+        Seed of the resampling.
+
+    Returns
+    -------
+    Interval
+        after - before, in units of the metric.
+
+    Raises
+    ------
+    StableQuantError
+        If the two systems were not scored on the same items.
+
+    Example
+    -------
+    >>> a = [Item(str(i), 0, 10) for i in range(20)]
+    >>> b = [Item(str(i), i % 2, 10) for i in range(20)]
+    >>> interval = paired_bootstrap(a, b, Metric("WER"))
+    >>> interval.difference, interval.low > 0
+    (5.0, True)
+    """
+    first, second = sorted(before), sorted(after)
+    if [i.key for i in first] != [i.key for i in second]:
+        raise StableQuantError(
+            "The two systems were not scored on the same utterances "
+            f"({len(first)} and {len(second)}): they cannot be compared."
+        )
+    sums = np.array(
+        [(a.errors, b.errors, a.weight, b.weight) for a, b in zip(first, second)],
+        dtype=np.float64,
+    ).reshape(-1, 4)
+    draws = np.random.default_rng(seed).multinomial(
+        len(sums), np.full(len(sums), 1 / max(len(sums), 1)), size=samples
+    )
+    drawn = draws @ sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        change = metric.factor * (
+            drawn[:, 1] / drawn[:, 3] - drawn[:, 0] / drawn[:, 2]
+        )
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(change, [tail, 1 - tail])
+    return Interval(
+        metric.value(second) - metric.value(first),
+        float(low),
+        float(high),
+        confidence,
+    )
+
+
+def items_of(stats: MetricStats) -> List[Item]:
+    """Read the items out of one of the toolkit's metric objects.
+
+    Arguments
+    ---------
+    stats : MetricStats
+        ``ErrorRateStats``, or any other that keeps a number for each
+        utterance.
+
+    Returns
+    -------
+    list of Item
+        One for each utterance.
+    """
+    if isinstance(stats, ErrorRateStats):
+        return [
+            Item(str(s["key"]), float(s["num_edits"]), float(s["num_ref_tokens"]))
+            for s in stats.scores
+        ]
+    return [
+        Item(str(key), float(score), 1.0)
+        for key, score in zip(stats.ids, stats.scores)
+        if np.ndim(score) == 0
+    ]
+
+
+class Evaluator:
+    """Scores a model batch by batch; what a search works with.
+
+    A subclass sets ``metric`` and ``num_batches`` and implements `batches`
+    and `evaluate`. Batches must come out the same each time.
+    """
+
+    metric: Metric
+    num_batches: int
+
+    def batches(self, indices: Iterable[int]) -> Iterator[Tuple[int, Any]]:
+        """Yield the chosen batches with their indices, in that order."""
+        raise StableQuantError(f"{type(self).__name__} has no batches().")
+
+    def evaluate(self, batch: Any) -> List[Item]:
+        """Run the model as it is now on a batch and return its items."""
+        raise StableQuantError(f"{type(self).__name__} has no evaluate().")
+
+    def fingerprint(self) -> Any:
+        """Return plain data that changes when the data does."""
+        return None
+
+
+class ScoreEvaluator(Evaluator):
+    """An evaluator around ``score(model) -> float``: one batch, one item."""
+
+    num_batches = 1
+
+    def __init__(self, model, score):
+        self.model, self.score = model, score
+        self.metric = Metric("score", factor=1.0, unit="")
+
+    def batches(self, indices):
+        """Yield a single batch that stands for all data."""
+        return ((index, None) for index in indices)
+
+    def evaluate(self, batch):
+        """Return the score as one item."""
+        return [Item("all", float(self.score(self.model)), 1.0)]
+

@@ -1,0 +1,31 @@
+"""Search: from calibration statistics to a plan.
+
+A method is one file and one line in `METHODS`.
+"""
+
+from typing import Callable, Dict
+
+from speechbrain_stablequant.search.context import SearchContext, SearchResult
+from speechbrain_stablequant.search.journal import (
+    Journal,
+    fingerprint,
+    weights_digest,
+)
+from speechbrain_stablequant.search.stablequant import search_stablequant
+from speechbrain_stablequant.search.uniform import search_uniform
+from speechbrain_stablequant.search.units import group_units
+
+__all__ = [
+    "METHODS",
+    "Journal",
+    "SearchContext",
+    "SearchResult",
+    "fingerprint",
+    "group_units",
+    "weights_digest",
+]
+
+METHODS: Dict[str, Callable[[SearchContext], SearchResult]] = {
+    "stablequant": search_stablequant,
+    "uniform": search_uniform,
+}

@@ -1,0 +1,167 @@
+"""Reuse what comes before the quantized unit.
+
+While one unit is quantized and the rest is float, everything that runs before
+that unit's first call gives what it gave in the float pass. A `PrefixCache`
+keeps the units' outputs of one float pass and replays them.
+"""
+
+import contextlib
+import time
+from typing import Any, Iterator, List, NamedTuple, Optional
+
+import torch
+from torch import nn
+
+__all__ = ["PrefixCache"]
+
+
+class _Call(NamedTuple):
+    unit: str
+    output: Any
+    versions: tuple
+    seconds: float
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield all tensors in nested tuples, lists, dicts and model outputs."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _versions(value: Any) -> tuple:
+    return tuple(t._version for t in _tensors(value) if not t.is_inference())
+
+
+class PrefixCache:
+    """Record and replay the outputs of units, one batch at a time.
+
+    An output that does not fit, or that a later module changes in place, is
+    not kept: that unit is then computed again, which is always right.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    units : iterable of str
+        Names of modules, none inside another.
+    num_bytes : int
+        Memory for outputs.
+
+    Example
+    -------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> x = torch.ones(1, 2)
+    >>> with torch.no_grad(), PrefixCache(model, ["0", "1"]) as cache:
+    ...     with cache.record():
+    ...         y = model(x)
+    ...     _ = model[0].weight.fill_(7)  # unseen: replayed, not computed
+    ...     with cache.replay(before="1"):
+    ...         bool(torch.equal(model(x), y))
+    True
+    """
+
+    def __init__(self, root: nn.Module, units, num_bytes: int = 1 << 31):
+        self.root, self.units, self.num_bytes = root, list(units), num_bytes
+        self._mode = "off"
+        self._calls: List[_Call] = []
+        self._previous: dict = {}
+        self._index = self._stop = self._used = 0
+
+    def __enter__(self) -> "PrefixCache":
+        for name in self.units:
+            module = self.root.get_submodule(name)
+            self._previous[name] = module.__dict__.get("forward")
+            module.__dict__["forward"] = self._wrap(name, module)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for name in self.units:
+            attributes = self.root.get_submodule(name).__dict__
+            attributes.pop("forward", None)
+            if self._previous[name] is not None:
+                attributes["forward"] = self._previous[name]
+        self._calls.clear()
+
+    def _wrap(self, name: str, module: nn.Module):
+        def forward(*args, **kwargs):
+            # Looked up at each call: conversion changes the class.
+            live = type(module).forward
+            if self._mode == "record":
+                return self._record(name, live, module, args, kwargs)
+            if self._mode == "replay" and self._index < self._stop:
+                call = self._calls[self._index]
+                self._index += 1
+                if call.output is not None:
+                    return call.output
+            return live(module, *args, **kwargs)
+
+        return forward
+
+    def _record(self, name, live, module, args, kwargs):
+        start = time.perf_counter()
+        output = live(module, *args, **kwargs)
+        seconds = time.perf_counter() - start
+        size = sum(t.numel() * t.element_size() for t in _tensors(output))
+        keep = self._used + size <= self.num_bytes
+        self._used += size if keep else 0
+        kept = output if keep else None
+        self._calls.append(_Call(name, kept, _versions(output), seconds))
+        return output
+
+    def _drop_changed(self) -> None:
+        """Forget outputs that were changed in place after they were kept."""
+        self._calls = [
+            c if _versions(c.output) == c.versions else c._replace(output=None)
+            for c in self._calls
+        ]
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[None]:
+        """Keep the outputs of the float pass inside the block."""
+        self._calls.clear()
+        self._used, self._mode = 0, "record"
+        try:
+            yield
+        finally:
+            self._mode = "off"
+            self._drop_changed()
+
+    @contextlib.contextmanager
+    def replay(self, before: Optional[str]) -> Iterator[None]:
+        """Replay what ran before a unit's first call, then compute.
+
+        With None, everything is computed.
+        """
+        self._index, self._stop = 0, self._first_call(before)
+        self._mode = "replay"
+        try:
+            yield
+        finally:
+            self._mode = "off"
+            self._drop_changed()
+
+    def _first_call(self, unit: Optional[str]) -> int:
+        for index, call in enumerate(self._calls):
+            if call.unit == unit:
+                return index
+        # Never called as a module; somebody may read its weights all the same.
+        return 0
+
+    def live_fraction(self, before: Optional[str]) -> float:
+        """Return the share of a forward pass that a replay has to compute.
+
+        Measured on the recorded pass, over the time spent inside units.
+        """
+        total = sum(call.seconds for call in self._calls)
+        stop = self._first_call(before)
+        replayed = sum(
+            c.seconds for c in self._calls[:stop] if c.output is not None
+        )
+        return 1.0 - replayed / total if total else 1.0
+

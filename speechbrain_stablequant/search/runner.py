@@ -1,0 +1,180 @@
+"""Score candidates batch by batch, computing nothing twice."""
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Mapping, Optional
+
+import torch
+from tqdm import tqdm
+
+from speechbrain_stablequant import distributed
+from speechbrain_stablequant.plan import LayerPlan
+from speechbrain_stablequant.scoring import Item
+from speechbrain_stablequant.search.context import SearchContext
+from speechbrain_stablequant.search.prefix import PrefixCache
+
+__all__ = ["Candidate", "CandidateRunner", "Cost"]
+
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to quantize some layers while the rest stays float.
+
+    Arguments
+    ---------
+    name : str
+        Key in the journal; says which unit and which rule.
+    unit : str, optional
+        The unit concerned; None when all of the model is quantized.
+    layers : dict
+        `LayerPlan` by layer name.
+    """
+
+    name: str
+    unit: Optional[str]
+    layers: Mapping[str, LayerPlan]
+
+
+@dataclass
+class Cost:
+    """What a search has cost.
+
+    Arguments
+    ---------
+    evaluations : int
+        Candidates times batches that were run, in all processes.
+    forward_passes : float
+        The same in passes over the search set, had nothing been reused.
+    computed_passes : float
+        Passes really computed, after reuse of what precedes a unit.
+    resumed : int
+        Evaluations taken from the journal of an earlier, interrupted search.
+    """
+
+    evaluations: int = 0
+    forward_passes: float = 0.0
+    computed_passes: float = 0.0
+    resumed: int = 0
+
+
+@dataclass
+class CandidateRunner:
+    """Runs candidates over batches: the batch outside, candidates inside.
+
+    In that order the float pass over a batch is done once and each candidate
+    only computes what follows its unit. Under ``torch.distributed`` the
+    candidates are dealt out to the ranks and all ranks see all results.
+
+    Arguments
+    ---------
+    context : SearchContext
+        Model, data and journal.
+    cost : Cost
+        Counts what was run.
+    """
+
+    context: SearchContext
+    cost: Cost = field(default_factory=Cost)
+
+    def run(
+        self, title: str, candidates: List[Candidate], indices: List[int]
+    ) -> Dict[str, List[Item]]:
+        """Score candidates, and the float model, on some batches.
+
+        Arguments
+        ---------
+        title : str
+            For the progress bar.
+        candidates : list of Candidate
+            What to try; may be empty.
+        indices : list of int
+            Batches of the evaluator.
+
+        Returns
+        -------
+        dict
+            Items by candidate name, and under ``"float"``.
+        """
+        journal = self.context.journal
+        rank, size = distributed.rank(), distributed.world_size()
+        mine = candidates[rank::size]
+        todo = {
+            index: [
+                c for c in mine if journal.get(_key(c.name, index)) is None
+            ]
+            for index in indices
+        }
+        self.cost.resumed += len(mine) * len(indices) - sum(map(len, todo.values()))
+        needed = [
+            i for i in indices if todo[i] or journal.get(_key(FLOAT, i)) is None
+        ]
+        with tqdm(
+            total=sum(len(todo[i]) + 1 for i in needed),
+            desc=title,
+            unit="pass",
+            dynamic_ncols=True,
+            disable=not (self.context.progress and rank == 0),
+        ) as bar:
+            for index, batch in self.context.evaluator.batches(needed):
+                self._run_batch(index, batch, todo[index], bar)
+        self._share()
+        names = [FLOAT, *(c.name for c in candidates)]
+        return {
+            name: [it for i in indices for it in journal.get(_key(name, i))]
+            for name in names
+        }
+
+    def _run_batch(self, index, batch, candidates, bar):
+        context, evaluator = self.context, self.context.evaluator
+        batches = evaluator.num_batches
+        units = list(context.units)
+        with torch.no_grad(), PrefixCache(
+            context.conversion.root, units, context.settings.search_num_bytes
+        ) as cache:
+            with cache.record():
+                items = evaluator.evaluate(batch)
+            context.journal.put(_key(FLOAT, index), items)
+            self._count(1 / batches, 1.0)
+            bar.update()
+            for candidate in candidates:
+                bar.set_postfix_str(candidate.name, refresh=False)
+                items = self._evaluate(candidate, batch, cache)
+                context.journal.put(_key(candidate.name, index), items)
+                live = cache.live_fraction(candidate.unit)
+                self._count(1 / batches, live)
+                bar.update()
+
+    def _evaluate(self, candidate, batch, cache):
+        conversion = self.context.conversion
+        for name, plan in candidate.layers.items():
+            conversion.set(name, plan)
+        conversion.quantize(candidate.layers)
+        try:
+            with cache.replay(before=candidate.unit):
+                return self.context.evaluator.evaluate(batch)
+        finally:
+            conversion.dequantize(candidate.layers)
+
+    def _count(self, passes: float, live: float) -> None:
+        self.cost.evaluations += 1
+        self.cost.forward_passes += passes
+        self.cost.computed_passes += passes * live
+
+    def _share(self) -> None:
+        """Give every rank the results of all ranks."""
+        results = self.context.journal.results
+        for other in distributed.gather(results):
+            for key, items in other.items():
+                results.setdefault(key, items)
+
+    def total_cost(self) -> dict:
+        """Return the cost summed over all ranks, as plain data."""
+        costs = distributed.gather(vars(self.cost))
+        return {
+            key: round(sum(cost[key] for cost in costs), 3) for key in costs[0]
+        }
+
+
+def _key(name: str, index: int) -> str:
+    return f"{name} @ {index}"

@@ -1,0 +1,244 @@
+"""``method: stablequant``: layer-adaptive clipping by the recipe's metric.
+
+The four steps of StableQuant (Hong, Han, Chung, Kang, ICASSP 2025,
+https://arxiv.org/abs/2504.14915):
+
+1. calibrate with ``max``, quantize one unit at a time and flag those that
+   raise the metric by more than a threshold;
+2. for flagged units only, search the percentile at which the histograms of
+   their inputs are cut;
+3. choose every scale by mean squared error on the (cut) histogram;
+4. quantize all units.
+
+Where the paper is silent: the metric is that of the validation set; a cut-off
+is tried as it will be used, with step 3 applied; equal metrics are decided by
+the squared error of the unit's inputs. To save time, candidates are scored on
+a subset first; only those that the subset cannot decide see the rest.
+"""
+
+import math
+from typing import Dict, List, Optional
+
+from speechbrain_stablequant.calibration import expected_error
+from speechbrain_stablequant.errors import CalibrationError
+from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.scoring import Interval, paired_bootstrap
+from speechbrain_stablequant.search.context import SearchContext, SearchResult
+from speechbrain_stablequant.search.journal import fingerprint
+from speechbrain_stablequant.search.runner import (
+    FLOAT,
+    Candidate,
+    CandidateRunner,
+)
+
+__all__ = ["search_stablequant"]
+
+_FINALISTS = 3  # cut-offs of a unit that see all of the search set
+_CONFIDENCE = 0.99  # needed of a subset to decide without the rest
+
+
+def search_stablequant(context: SearchContext) -> SearchResult:
+    """Find a plan with StableQuant.
+
+    Arguments
+    ---------
+    context : SearchContext
+        Model, statistics, settings and an evaluator.
+
+    Returns
+    -------
+    SearchResult
+        The plan, and a report with the sensitivity of each unit, the cut-offs
+        tried, what is clipped and what the search cost.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no evaluator, so that nothing can be measured.
+    """
+    if context.evaluator is None:
+        raise CalibrationError(
+            "method: stablequant needs a metric. Give score=..., or use "
+            "method: uniform."
+        )
+    search = _Search(context)
+    sensitivity = search.sensitivity()
+    flagged = [u for u, row in sensitivity.items() if row["flagged"]]
+    percentiles = search.percentiles(flagged)
+    layers = {
+        name: context.layer_plan(
+            name, "mse", percentiles.get(unit, {}).get("chosen", 100.0), unit
+        )
+        for unit, names in context.units.items()
+        for name in names
+    }
+    plan = QuantizationPlan(layers, method="stablequant")
+    joint = search.joint(layers)
+    report = {
+        "sensitivity": sensitivity,
+        "flagged": flagged,
+        "percentiles": percentiles,
+        "joint": joint,
+        "cost": search.runner.total_cost(),
+    }
+    return SearchResult(plan, report)
+
+
+class _Search:
+    """One run of the search; holds the split of the search set."""
+
+    def __init__(self, context: SearchContext):
+        self.context = context
+        self.runner = CandidateRunner(context)
+        count = context.evaluator.num_batches
+        first = max(1, math.ceil(count * context.settings.subset))
+        self.subset = list(range(first))
+        self.rest = list(range(first, count))
+
+    def _layers(self, unit: str, observer: str, percentile: float):
+        return {
+            name: self.context.layer_plan(name, observer, percentile, unit)
+            for name in self.context.units[unit]
+        }
+
+    def _change(self, items, name: str, confidence: float = 0.95) -> Interval:
+        return paired_bootstrap(
+            items[FLOAT],
+            items[name],
+            self.context.evaluator.metric,
+            confidence,
+            seed=self.context.settings.seed,
+        )
+
+    # -- step 1 ------------------------------------------------------------------
+
+    def sensitivity(self) -> Dict[str, dict]:
+        """Quantize one unit at a time with ``max`` and flag the bad ones."""
+        threshold = self.context.settings.flag_threshold
+        candidates = {
+            unit: Candidate(f"max {unit}", unit, self._layers(unit, "max", 100.0))
+            for unit in self.context.units
+        }
+        items = self.runner.run(
+            "Sensitivity, subset", list(candidates.values()), self.subset
+        )
+        open_units = []
+        for unit, candidate in candidates.items():
+            change = self._change(items, candidate.name, _CONFIDENCE)
+            if change.low <= threshold <= change.high:
+                open_units.append(unit)
+        if self.rest and open_units:
+            more = self.runner.run(
+                "Sensitivity, rest",
+                [candidates[u] for u in open_units],
+                self.rest,
+            )
+        rows = {}
+        for unit, candidate in candidates.items():
+            seen, scored_on = items, "subset"
+            if unit in open_units:
+                scored_on = "all"
+                if self.rest:
+                    both = (FLOAT, candidate.name)
+                    seen = {name: items[name] + more[name] for name in both}
+            change = self._change(seen, candidate.name)
+            rows[unit] = {
+                **_interval(change),
+                "scored_on": scored_on,
+                "flagged": change.difference > threshold,
+            }
+        return rows
+
+    # -- steps 2 and 3 -----------------------------------------------------------
+
+    def percentiles(self, flagged: List[str]) -> Dict[str, dict]:
+        """Search the cut-off of each flagged unit."""
+        grid = sorted(set(self.context.settings.percentiles) | {100.0})
+        tries = {
+            unit: {
+                p: Candidate(f"cut {p} {unit}", unit, self._layers(unit, "mse", p))
+                for p in grid
+            }
+            for unit in flagged
+        }
+        if not tries:
+            return {}
+        items = self.runner.run(
+            "Cut-offs, subset",
+            [c for unit in tries.values() for c in unit.values()],
+            self.subset,
+        )
+        metric = self.context.evaluator.metric
+        finalists = {}
+        for unit, by_percentile in tries.items():
+            order = self._ranked(by_percentile, items, metric)
+            finalists[unit] = order[:_FINALISTS] if self.rest else order
+        if self.rest:
+            more = self.runner.run(
+                "Cut-offs, rest",
+                [tries[u][p] for u, ps in finalists.items() for p in ps],
+                self.rest,
+            )
+            items = {name: items[name] + more[name] for name in more}
+        result = {}
+        for unit, percentiles in finalists.items():
+            chosen = {p: tries[unit][p] for p in percentiles}
+            best = self._ranked(chosen, items, metric)[0]
+            result[unit] = {
+                "chosen": best,
+                "tried": grid,
+                "confirmed": {
+                    str(p): _interval(self._change(items, chosen[p].name))
+                    for p in percentiles
+                },
+            }
+        return result
+
+    def _ranked(self, by_percentile, items, metric) -> List[float]:
+        """Order cut-offs by metric, equal ones by squared error."""
+        return sorted(
+            by_percentile,
+            key=lambda p: (
+                metric.value(items[by_percentile[p].name]),
+                self._squared_error(by_percentile[p].layers),
+            ),
+        )
+
+    def _squared_error(self, layers: Dict[str, LayerPlan]) -> float:
+        statistics = self.context.statistics
+        return sum(
+            expected_error(statistics[name][slot], plan)
+            for name, layer in layers.items()
+            for slot, plan in layer.inputs.items()
+        )
+
+    # -- step 4 ------------------------------------------------------------------
+
+    def joint(self, layers: Dict[str, LayerPlan]) -> Optional[dict]:
+        """Score the plan as a whole on the search set."""
+        candidate = Candidate(f"joint {_digest(layers)}", None, layers)
+        items = self.runner.run(
+            "Joint plan", [candidate], self.subset + self.rest
+        )
+        metric = self.context.evaluator.metric
+        return {
+            "metric": metric.name,
+            "float": metric.value(items[FLOAT]),
+            "quantized": metric.value(items[candidate.name]),
+            **_interval(self._change(items, candidate.name)),
+        }
+
+
+def _digest(layers) -> str:
+    """Name a joint plan by its cut-offs, for the journal."""
+    plan = QuantizationPlan(layers)
+    return fingerprint(plan.to_dict())
+
+
+def _interval(change: Interval) -> dict:
+    return {
+        "change": change.difference,
+        "low": change.low,
+        "high": change.high,
+        "confidence": change.confidence,
+    }

@@ -1,0 +1,60 @@
+"""Units: the groups of layers that a search treats as one."""
+
+from typing import Dict, Iterable, List
+
+from torch import nn
+
+__all__ = ["group_units"]
+
+
+def group_units(root: nn.Module, layers: Iterable[str]) -> Dict[str, List[str]]:
+    """Group layers into units.
+
+    In the StableQuant paper a unit is a convolution of the feature extractor
+    or a Transformer layer: an element of a ``ModuleList``. Layers outside any
+    list (projections, heads) are units by themselves.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    layers : iterable of str
+        Qualified names of its layers.
+
+    Returns
+    -------
+    dict
+        Layer names by unit name, in the order of the layers.
+
+    Example
+    -------
+    >>> block = lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model = nn.ModuleDict({
+    ...     "blocks": nn.ModuleList([block(), block()]),
+    ...     "head": nn.Linear(2, 2)})
+    >>> group_units(model, ["blocks.0.0", "blocks.0.1", "blocks.1.0", "head"])
+    {'blocks.0': ['blocks.0.0', 'blocks.0.1'], 'blocks.1': ['blocks.1.0'], 'head': ['head']}
+    """
+    units: Dict[str, List[str]] = {}
+    for name in layers:
+        units.setdefault(_unit_of(root, name), []).append(name)
+    return units
+
+
+def _unit_of(root: nn.Module, name: str) -> str:
+    """Return the innermost list element around a layer, or the layer.
+
+    An element that holds lists itself (a Res2Net block, a whole encoder) is
+    too coarse; the layers beside its lists then stand alone.
+    """
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        parent = root.get_submodule(".".join(parts[: end - 1]))
+        if isinstance(parent, nn.ModuleList):
+            element = ".".join(parts[:end])
+            nested = any(
+                isinstance(m, nn.ModuleList)
+                for m in root.get_submodule(element).modules()
+            )
+            return name if nested else element
+    return name

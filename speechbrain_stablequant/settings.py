@@ -1,0 +1,268 @@
+"""The knobs of quantization, checked in one place.
+
+`PostTrainingQuantizer` and `quantize` take the same knobs; both turn them into
+`Settings`, which says what is wrong with a value and what to do about it.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence, Tuple, Union
+
+from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
+from speechbrain_stablequant.errors import KnobError, PlanError, nearest
+from speechbrain_stablequant.plan import WEIGHT_OBSERVERS, QuantizationScheme
+
+__all__ = ["Settings", "parse_bits"]
+
+_BITS = re.compile(r"^[wW](\d+)(?:[aA](\d+))?$")
+METHODS = ("stablequant", "uniform")
+DEFAULT_PERCENTILES = (
+    100.0, 99.999, 99.99, 99.95, 99.9, 99.8, 99.5, 99.0, 98.0,
+)  # fmt: skip
+
+
+def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> Tuple[int, int]:
+    """Read a bit width for weights and one for activations.
+
+    Arguments
+    ---------
+    bits : str, int or dict
+        ``"W4A8"``, ``8`` (both), ``"W4"`` (weights only) or
+        ``{"weights": 4, "activations": 8}``.
+
+    Returns
+    -------
+    weights : int
+        1 to 8, 16 or 32 (float).
+    activations : int
+        Likewise.
+
+    Raises
+    ------
+    KnobError
+        If the value is none of these.
+
+    Example
+    -------
+    >>> parse_bits("W4A8"), parse_bits(8), parse_bits("W4")
+    ((4, 8), (8, 8), (4, 32))
+    """
+    known = (*range(1, 9), 16, 32)
+    widths: Tuple[Any, Any] = (None, None)
+    if isinstance(bits, Mapping):
+        for key in bits:
+            if key not in ("weights", "activations"):
+                raise KnobError(
+                    f"bits has no entry '{key}'."
+                    + nearest(key, ["weights", "activations"])
+                )
+        widths = (bits.get("weights", 32), bits.get("activations", 32))
+    elif isinstance(bits, str) and _BITS.match(bits.strip()):
+        weights, activations = _BITS.match(bits.strip()).groups()
+        widths = (int(weights), int(activations or 32))
+    elif isinstance(bits, int) or (isinstance(bits, str) and bits.isdigit()):
+        widths = (int(bits), int(bits))
+    if any(isinstance(w, bool) or w not in known for w in widths):
+        raise KnobError(
+            f"bits is {bits!r}: write W8A8 or W4A8 (weights, activations), W4 "
+            "(weights only) or one number. Widths are 1 to 8, 16 or 32."
+        )
+    return widths
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All knobs of a quantization with their defaults.
+
+    Arguments
+    ---------
+    bits : str, int or dict
+        Widths, see `parse_bits`.
+    method : str
+        ``stablequant``: layer-adaptive clipping by the recipe's metric.
+        ``uniform``: one observer for all layers, no search.
+    observer : str
+        For ``uniform``: ``max``, ``percentile``, ``mse`` or ``entropy``.
+    percentile : float
+        For the ``percentile`` observer, in percent.
+    weight_observer : str
+        ``mse``, ``max`` or ``percentile``.
+    weight_granularity : str
+        ``per_channel``, ``per_tensor`` or ``per_group``.
+    weight_group_size : int, optional
+        Values in a group, for ``per_group``.
+    weight_symmetric : bool
+        Symmetric or affine weights.
+    activation_symmetric : bool
+        Symmetric or affine activations.
+    activation_signed : bool
+        Signed or unsigned activations.
+    keep : list of str
+        Layers to keep in float: names with ``*`` wildcards.
+    layer_bits : dict
+        Widths by layer name pattern, over ``bits``; the last match counts.
+    flag_threshold : float
+        ``stablequant``: a unit is flagged when the metric rises by more than
+        this many points (paper: 0.25).
+    percentiles : list of float
+        ``stablequant``: cut-offs tried for flagged units.
+    tail : str
+        ``drop`` or ``fold``: what becomes of the tail beyond a cut-off.
+    min_coverage : float
+        Stop when less than this part of the weight bytes is quantized.
+    objective : str
+        ``auto`` (the recipe's WER, else its first metric, else the loss),
+        ``loss``, or the name of a metric attribute of the Brain.
+    calibration_utterances : int
+        Utterances that observers see.
+    search_utterances : int
+        Utterances that candidates are scored on.
+    subset : float
+        Part of these that candidates are scored on first.
+    search_num_bytes : int
+        Memory for reusing activations during a search.
+    seed : int
+        Seed of the samples and the bootstrap.
+    plan : str, optional
+        A plan (JSON file) to apply with no calibration and no search.
+
+    Raises
+    ------
+    KnobError
+        If a value is out of range; `from_knobs` also names unknown knobs.
+    """
+
+    bits: Any = "W8A8"
+    method: str = "stablequant"
+    observer: str = "mse"
+    percentile: float = 99.99
+    weight_observer: str = "mse"
+    weight_granularity: str = "per_channel"
+    weight_group_size: Optional[int] = None
+    weight_symmetric: bool = True
+    activation_symmetric: bool = True
+    activation_signed: bool = True
+    keep: Sequence[str] = ()
+    layer_bits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    flag_threshold: float = 0.25
+    percentiles: Sequence[float] = DEFAULT_PERCENTILES
+    tail: str = "drop"
+    min_coverage: float = 0.95
+    objective: str = "auto"
+    calibration_utterances: int = 256
+    search_utterances: int = 512
+    subset: float = 0.25
+    search_num_bytes: int = 1 << 31
+    seed: int = 1986
+    plan: Optional[Union[str, Path]] = None
+
+    @classmethod
+    def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
+        """Build settings from keyword arguments of the user."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in knobs:
+            if key not in known:
+                raise KnobError(
+                    f"{owner} has no knob '{key}'." + nearest(key, known)
+                )
+        return cls(**knobs)
+
+    def __post_init__(self):
+        for name, choices in (
+            ("method", METHODS),
+            ("observer", OBSERVERS),
+            ("weight_observer", WEIGHT_OBSERVERS),
+            ("tail", TAIL_RULES),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise KnobError(
+                    f"{name} '{value}' is unknown." + nearest(value, choices)
+                )
+        for name, low, high in (
+            ("percentile", 0, 100),
+            ("min_coverage", 0, 1),
+            ("subset", 0, 1),
+            ("flag_threshold", 0, float("inf")),
+            ("calibration_utterances", 1, float("inf")),
+            ("search_utterances", 1, float("inf")),
+            ("search_num_bytes", 0, float("inf")),
+        ):
+            _check_number(name, getattr(self, name), low, high)
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
+        if isinstance(self.percentiles, (str, int, float)):
+            raise KnobError("percentiles is a list, such as [100, 99.9, 99].")
+        for value in self.percentiles:
+            _check_number("percentiles", value, 50, 100)
+        parse_bits(self.bits)
+        for pattern, bits in self.layer_bits.items():
+            try:
+                parse_bits(bits)
+            except KnobError as err:
+                raise KnobError(f"layer_bits, '{pattern}': {err}") from None
+        self._check_schemes()
+
+    def _check_schemes(self):
+        try:
+            self.weight_scheme(8)
+            self.activation_scheme(8)
+        except PlanError as err:
+            text = str(err)
+            for field in ("granularity", "group_size"):
+                text = re.sub(rf"(?<!_){field}", f"weight_{field}", text)
+            raise KnobError(text) from None
+
+    def weight_scheme(self, bits: int) -> QuantizationScheme:
+        """Return the scheme of weights of a width."""
+        return QuantizationScheme(
+            bits=bits,
+            symmetric=self.weight_symmetric,
+            granularity=self.weight_granularity,
+            group_size=self.weight_group_size,
+            narrow_range=self.weight_symmetric,
+        )
+
+    def activation_scheme(self, bits: int) -> Optional[QuantizationScheme]:
+        """Return the scheme of activations of a width; None for float."""
+        if bits == 32:
+            return None
+        return QuantizationScheme(
+            bits=bits,
+            symmetric=self.activation_symmetric,
+            signed=self.activation_signed,
+            granularity="per_tensor",
+            narrow_range=self.activation_symmetric and self.activation_signed,
+        )
+
+    def layer_widths(self, name: str) -> Tuple[int, int]:
+        """Return the widths of a layer's weights and activations."""
+        bits = self.bits
+        for pattern, value in self.layer_bits.items():
+            if fnmatchcase(name, pattern):
+                bits = value
+        return parse_bits(bits)
+
+    def kept_by(self, name: str) -> Optional[str]:
+        """Return the pattern of ``keep`` that matches a layer, or None."""
+        return next((p for p in self.keep if fnmatchcase(name, p)), None)
+
+    def search_identity(self) -> dict:
+        """Return what, besides weights and data, a search depends on."""
+        ignored = {"min_coverage", "search_num_bytes", "plan"}
+        return {
+            key: value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in ignored
+        }
+
+
+def _check_number(name, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise KnobError(f"{name} is {value!r}: a number is needed.")
+    if not low <= value <= high:
+        span = f"at least {low}" if high == float("inf") else f"{low} to {high}"
+        raise KnobError(f"{name} is {value}: use {span}.")
