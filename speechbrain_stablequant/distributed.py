@@ -1,6 +1,6 @@
 """The little that a search needs of ``torch.distributed``."""
 
-from typing import Any, List
+from typing import Any
 
 import torch.distributed as dist
 
@@ -21,7 +21,7 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
-def gather(value: Any) -> List[Any]:
+def gather(value: Any) -> list[Any]:
     """Return the values of all ranks, in rank order, on every rank.
 
     Arguments
@@ -36,6 +36,6 @@ def gather(value: Any) -> List[Any]:
     """
     if world_size() == 1:
         return [value]
-    values: List[Any] = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values

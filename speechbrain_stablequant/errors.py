@@ -1,7 +1,7 @@
 """The errors that a user may see, each written to say what to do next."""
 
 import difflib
-from typing import Iterable
+from collections.abc import Iterable
 
 __all__ = [
     "StableQuantError",

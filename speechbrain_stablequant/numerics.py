@@ -75,9 +75,12 @@ def range_to_scale(low: torch.Tensor, high: torch.Tensor, scheme):
 
     Example
     -------
-    >>> scheme = QuantizationScheme(bits=8, symmetric=False, signed=False,
-    ...     narrow_range=False)
-    >>> scale, zero = range_to_scale(torch.tensor(-1.), torch.tensor(1.55), scheme)
+    >>> scheme = QuantizationScheme(
+    ...     bits=8, symmetric=False, signed=False, narrow_range=False
+    ... )
+    >>> scale, zero = range_to_scale(
+    ...     torch.tensor(-1.0), torch.tensor(1.55), scheme
+    ... )
     >>> round(float(scale), 4), int(zero)
     (0.01, 100)
     """
@@ -256,7 +259,7 @@ def row_scales(grouped, scheme, observer="max", percentile=99.99):
     """
     if scheme.is_binary:
         # The scale of least squared error once the signs are given (XNOR-Net).
-        scale, zero = grouped.abs().mean(-1), None
+        scale = grouped.abs().mean(-1)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     low, high = grouped.amin(-1), grouped.amax(-1)

@@ -8,9 +8,10 @@ again without a search.
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Optional, Union
 
 from speechbrain_stablequant.errors import PlanError, nearest
 
@@ -107,7 +108,9 @@ class QuantizationScheme:
         if grouped and not (
             isinstance(self.group_size, int) and self.group_size > 0
         ):
-            raise PlanError(f"group_size is {self.group_size!r}: use 1 or more.")
+            raise PlanError(
+                f"group_size is {self.group_size!r}: use 1 or more."
+            )
 
     @property
     def is_float(self) -> bool:
@@ -242,7 +245,9 @@ class QuantizationPlan:
 
     Example
     -------
-    >>> plan = QuantizationPlan({"enc.w": LayerPlan(QuantizationScheme(bits=4))})
+    >>> plan = QuantizationPlan(
+    ...     {"enc.w": LayerPlan(QuantizationScheme(bits=4))}
+    ... )
     >>> QuantizationPlan.from_json(plan.to_json()) == plan
     True
     """
@@ -272,7 +277,9 @@ class QuantizationPlan:
         return path
 
     @classmethod
-    def from_json(cls, text: str, source: str = "the plan") -> "QuantizationPlan":
+    def from_json(
+        cls, text: str, source: str = "the plan"
+    ) -> "QuantizationPlan":
         """Read a plan from JSON text; ``source`` names it in errors."""
         try:
             data = json.loads(text)

@@ -5,8 +5,10 @@ over reference words, loss over sentences. The sums come from the toolkit's own
 metric objects.
 """
 
+from collections.abc import Iterable, Iterator
+import math
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
@@ -84,7 +86,18 @@ class Interval:
     high: float
     confidence: float = 0.95
 
+    def to_dict(self) -> dict:
+        """Return plain data; ends that are not known become None."""
+        return {
+            "change": self.difference,
+            "low": None if math.isnan(self.low) else self.low,
+            "high": None if math.isnan(self.high) else self.high,
+            "confidence": self.confidence,
+        }
+
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.difference:+.2f}"
         return f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
@@ -119,7 +132,8 @@ def paired_bootstrap(
     Returns
     -------
     Interval
-        after - before, in units of the metric.
+        after - before, in units of the metric; with fewer than two items
+        there is nothing to resample and its ends are nan.
 
     Raises
     ------
@@ -140,12 +154,18 @@ def paired_bootstrap(
             "The two systems were not scored on the same utterances "
             f"({len(first)} and {len(second)}): they cannot be compared."
         )
+    difference = metric.value(second) - metric.value(first)
+    if len(first) < 2:
+        return Interval(difference, float("nan"), float("nan"), confidence)
     sums = np.array(
-        [(a.errors, b.errors, a.weight, b.weight) for a, b in zip(first, second)],
+        [
+            (a.errors, b.errors, a.weight, b.weight)
+            for a, b in zip(first, second)
+        ],
         dtype=np.float64,
-    ).reshape(-1, 4)
+    )
     draws = np.random.default_rng(seed).multinomial(
-        len(sums), np.full(len(sums), 1 / max(len(sums), 1)), size=samples
+        len(sums), np.full(len(sums), 1 / len(sums)), size=samples
     )
     drawn = draws @ sums
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -154,15 +174,10 @@ def paired_bootstrap(
         )
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(change, [tail, 1 - tail])
-    return Interval(
-        metric.value(second) - metric.value(first),
-        float(low),
-        float(high),
-        confidence,
-    )
+    return Interval(difference, float(low), float(high), confidence)
 
 
-def items_of(stats: MetricStats) -> List[Item]:
+def items_of(stats: MetricStats) -> list[Item]:
     """Read the items out of one of the toolkit's metric objects.
 
     Arguments
@@ -178,7 +193,9 @@ def items_of(stats: MetricStats) -> List[Item]:
     """
     if isinstance(stats, ErrorRateStats):
         return [
-            Item(str(s["key"]), float(s["num_edits"]), float(s["num_ref_tokens"]))
+            Item(
+                str(s["key"]), float(s["num_edits"]), float(s["num_ref_tokens"])
+            )
             for s in stats.scores
         ]
     return [
@@ -198,11 +215,11 @@ class Evaluator:
     metric: Metric
     num_batches: int
 
-    def batches(self, indices: Iterable[int]) -> Iterator[Tuple[int, Any]]:
+    def batches(self, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yield the chosen batches with their indices, in that order."""
         raise StableQuantError(f"{type(self).__name__} has no batches().")
 
-    def evaluate(self, batch: Any) -> List[Item]:
+    def evaluate(self, batch: Any) -> list[Item]:
         """Run the model as it is now on a batch and return its items."""
         raise StableQuantError(f"{type(self).__name__} has no evaluate().")
 
@@ -227,4 +244,3 @@ class ScoreEvaluator(Evaluator):
     def evaluate(self, batch):
         """Return the score as one item."""
         return [Item("all", float(self.score(self.model)), 1.0)]
-

@@ -6,10 +6,11 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Optional, Union
 
 from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
@@ -24,7 +25,7 @@ DEFAULT_PERCENTILES = (
 )  # fmt: skip
 
 
-def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> Tuple[int, int]:
+def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
     """Read a bit width for weights and one for activations.
 
     Arguments
@@ -51,7 +52,7 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> Tuple[int, int]:
     ((4, 8), (8, 8), (4, 32))
     """
     known = (*range(1, 9), 16, 32)
-    widths: Tuple[Any, Any] = (None, None)
+    widths: tuple[Any, Any] = (None, None)
     if isinstance(bits, Mapping):
         for key in bits:
             if key not in ("weights", "activations"):
@@ -238,7 +239,7 @@ class Settings:
             narrow_range=self.activation_symmetric and self.activation_signed,
         )
 
-    def layer_widths(self, name: str) -> Tuple[int, int]:
+    def layer_widths(self, name: str) -> tuple[int, int]:
         """Return the widths of a layer's weights and activations."""
         bits = self.bits
         for pattern, value in self.layer_bits.items():

@@ -1,6 +1,6 @@
 """Run batches through a model and watch what enters its layers."""
 
-from typing import Dict, Iterable, List, Tuple
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from speechbrain_stablequant.layers import QuantizedModule
 
 __all__ = ["ActivationCollector", "Statistics"]
 
-Statistics = Dict[str, Dict[str, ActivationHistogram]]
+Statistics = dict[str, dict[str, ActivationHistogram]]
 
 
 class ActivationCollector:
@@ -33,7 +33,7 @@ class ActivationCollector:
     """
 
     def __init__(
-        self, layers: Iterable[Tuple[str, nn.Module, QuantizedModule]]
+        self, layers: Iterable[tuple[str, nn.Module, QuantizedModule]]
     ):
         self._layers = [entry for entry in layers if entry[2].input_names]
         self.statistics: Statistics = {name: {} for name, _, _ in self._layers}
@@ -55,7 +55,7 @@ class ActivationCollector:
         self._last = (None, None)
 
     @property
-    def unseen(self) -> List[str]:
+    def unseen(self) -> list[str]:
         """Names of the layers that no input reached."""
         return [name for name, inputs in self.statistics.items() if not inputs]
 
@@ -87,4 +87,6 @@ class ActivationCollector:
             for layer, inputs in other.items():
                 for name, histogram in inputs.items():
                     mine = self.statistics[layer]
-                    mine.setdefault(name, ActivationHistogram()).merge(histogram)
+                    mine.setdefault(name, ActivationHistogram()).merge(
+                        histogram
+                    )

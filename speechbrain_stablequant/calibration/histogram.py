@@ -27,8 +27,10 @@ class ActivationHistogram:
     -------
     >>> a, b = ActivationHistogram(), ActivationHistogram()
     >>> x, y = torch.tensor([0.1, -0.2]), torch.tensor([100.0])
-    >>> a.observe(x); a.observe(y)
-    >>> b.observe(y); b.observe(x)
+    >>> a.observe(x)
+    ... a.observe(y)
+    >>> b.observe(y)
+    ... b.observe(x)
     >>> a == b, a.count, a.maximum
     (True, 3, 100.0)
     """

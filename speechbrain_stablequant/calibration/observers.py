@@ -6,7 +6,7 @@ the StableQuant paper (https://arxiv.org/abs/2504.14915) appears to build on:
 an affine scheme keeps the part of [minimum, maximum] inside the cut.
 """
 
-from typing import Callable, Dict, Optional
+from typing import Callable, Optional
 
 import torch
 
@@ -74,7 +74,9 @@ def choose_input(
             f"observer '{observer}' is unknown." + nearest(observer, OBSERVERS)
         )
     if tail not in TAIL_RULES:
-        raise KnobError(f"tail '{tail}' is unknown." + nearest(tail, TAIL_RULES))
+        raise KnobError(
+            f"tail '{tail}' is unknown." + nearest(tail, TAIL_RULES)
+        )
     if histogram.count == 0:
         raise CalibrationError("Calibration saw no values of this input.")
     counts = histogram.magnitudes()
@@ -92,7 +94,9 @@ def choose_input(
         cut = OBSERVERS[observer](histogram, counts, limit, top, scheme)
     return InputPlan(
         scheme=scheme,
-        low=-cut if scheme.symmetric and scheme.signed else _low(histogram, cut),
+        low=-cut
+        if scheme.symmetric and scheme.signed
+        else _low(histogram, cut),
         high=cut if scheme.symmetric else min(max(histogram.maximum, 0.0), cut),
         observer=observer,
         percentile=float(percentile) if observer != "max" else 100.0,
@@ -171,7 +175,7 @@ def _entropy(histogram, counts, limit, top, scheme) -> float:
     return min(candidates[best] * histogram.width, histogram.amax)
 
 
-OBSERVERS: Dict[str, Callable[..., float]] = {
+OBSERVERS: dict[str, Callable[..., float]] = {
     "max": _max,
     "percentile": _percentile,
     "mse": _mse,
@@ -255,4 +259,3 @@ def _divergence(counts, bins: int, levels: int) -> float:
     p, q = reference / reference.sum(), coarse / coarse.sum()
     p, q = p[used], q[used]
     return float((p * (p / q).log()).nan_to_num(0.0).sum())
-

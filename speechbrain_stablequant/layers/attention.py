@@ -156,7 +156,9 @@ class DecomposedMultiheadAttention(nn.MultiheadAttention):
 
 
 @register(nn.MultiheadAttention, DecomposedMultiheadAttention)
-class QuantizedMultiheadAttention(QuantizedModule, DecomposedMultiheadAttention):
+class QuantizedMultiheadAttention(
+    QuantizedModule, DecomposedMultiheadAttention
+):
     """Multi-head attention with integer input projections.
 
     The output projection is a layer of its own and is quantized as such.

@@ -7,7 +7,8 @@ the layer, or reads its ``weight``, goes on working: the attribute dequantizes.
 
 import contextlib
 import inspect
-from typing import Callable, Dict, Iterator, Mapping, Optional, Tuple, Type
+from collections.abc import Iterator, Mapping
+from typing import Callable, Optional
 
 import torch
 from torch import nn
@@ -30,8 +31,8 @@ __all__ = [
     "register",
 ]
 
-_REGISTRY: Dict[type, type] = {}
-_DERIVED: Dict[tuple, type] = {}
+_REGISTRY: dict[type, type] = {}
+_DERIVED: dict[tuple, type] = {}
 
 
 def register(*float_classes: type) -> Callable[[type], type]:
@@ -70,7 +71,7 @@ def register(*float_classes: type) -> Callable[[type], type]:
     return decorate
 
 
-def quantized_class(module: nn.Module) -> Optional[Type["QuantizedModule"]]:
+def quantized_class(module: nn.Module) -> Optional[type["QuantizedModule"]]:
     """Return the quantized class for a float layer, or None.
 
     A subclass of a registered class gets a quantized class of its own, which
@@ -96,7 +97,9 @@ def quantized_class(module: nn.Module) -> Optional[Type["QuantizedModule"]]:
         return base
     key = (base, float_class, names)
     if key not in _DERIVED:
-        bases = (base,) if issubclass(base, float_class) else (base, float_class)
+        bases = (
+            (base,) if issubclass(base, float_class) else (base, float_class)
+        )
         _DERIVED[key] = type(f"Quantized{float_class.__name__}", bases, missing)
     return _DERIVED[key]
 
@@ -125,13 +128,13 @@ class QuantizedModule:
     channel is not the first axis, how a weight becomes rows and back.
     """
 
-    weight_names: Tuple[str, ...] = ("weight",)
-    input_names: Tuple[str, ...] = ("input",)
+    weight_names: tuple[str, ...] = ("weight",)
+    input_names: tuple[str, ...] = ("input",)
 
     # -- what a float layer has to offer ---------------------------------
 
     @classmethod
-    def quantizable_weights(cls, module: nn.Module) -> Dict[str, torch.Tensor]:
+    def quantizable_weights(cls, module: nn.Module) -> dict[str, torch.Tensor]:
         """Return the float weights by attribute name, in a stable order."""
         found = {n: module._parameters.get(n) for n in cls.weight_names}
         return {n: w for n, w in found.items() if w is not None}
@@ -142,7 +145,7 @@ class QuantizedModule:
         return None
 
     @classmethod
-    def bind_inputs(cls, args, kwargs) -> Dict[str, torch.Tensor]:
+    def bind_inputs(cls, args, kwargs) -> dict[str, torch.Tensor]:
         """Return the tensors of ``input_names`` in a call's arguments."""
         named = {n: kwargs[n] for n in cls.input_names if n in kwargs}
         return {**dict(zip(cls.input_names, args)), **named}
@@ -159,7 +162,7 @@ class QuantizedModule:
     # -- conversion --------------------------------------------------------
 
     @classmethod
-    def quantize_weights(cls, module, plan: LayerPlan) -> Dict[str, Quantized]:
+    def quantize_weights(cls, module, plan: LayerPlan) -> dict[str, Quantized]:
         """Quantize the float weights of a layer as its plan says."""
         return {
             name: quantize(
@@ -196,7 +199,7 @@ class QuantizedModule:
                     + nearest(name, cls.input_names or ["(weights only)"])
                 )
         floats = cls.quantizable_weights(module)
-        module._weight_schemes = {name: plan.weight for name in floats}
+        module._weight_schemes = dict.fromkeys(floats, plan.weight)
         module._weight_shapes = {n: tuple(w.shape) for n, w in floats.items()}
         module._weight_dtypes = {n: w.dtype for n, w in floats.items()}
         module._input_schemes = {}
@@ -236,7 +239,9 @@ class QuantizedModule:
         cache = self._weight_cache
         if cache is not None and name in cache:
             return cache[name]
-        rows = dequantize(self.quantized_weight(name), self._weight_schemes[name])
+        rows = dequantize(
+            self.quantized_weight(name), self._weight_schemes[name]
+        )
         # A bias follows .half() and .to(); integers cannot show the type.
         like = next(iter(self.parameters(recurse=False)), None)
         dtype = self._weight_dtypes[name] if like is None else like.dtype
@@ -297,4 +302,3 @@ def cached_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.__dict__["_weight_cache"] = None
-

@@ -58,5 +58,7 @@ class QuantizedConvTranspose1d(_QuantizedConv, nn.ConvTranspose1d):
     def from_rows(self, name, rows):
         """Undo `to_rows`."""
         inputs, outputs, kernel = self._weight_shapes[name]
-        grouped = rows.reshape(self.groups, outputs, inputs // self.groups, kernel)
+        grouped = rows.reshape(
+            self.groups, outputs, inputs // self.groups, kernel
+        )
         return grouped.transpose(1, 2).reshape(inputs, outputs, kernel)

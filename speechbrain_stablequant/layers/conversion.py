@@ -1,6 +1,7 @@
 """Convert a model layer by layer, and back."""
 
-from typing import Dict, Iterable, Iterator, Mapping, Optional, Tuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Optional
 
 from torch import nn
 
@@ -19,7 +20,7 @@ __all__ = ["Conversion", "quantizable_layers"]
 
 def quantizable_layers(
     root: nn.Module,
-) -> Iterator[Tuple[str, nn.Module, type]]:
+) -> Iterator[tuple[str, nn.Module, type]]:
     """Yield the layers of a model that can be quantized.
 
     Arguments
@@ -82,11 +83,11 @@ class Conversion:
 
     def __init__(self, root: nn.Module):
         self.root = root
-        self._original: Dict[int, ModuleState] = {}
-        self._float: Dict[str, ModuleState] = {}
-        self._plans: Dict[str, LayerPlan] = {}
-        self._weights: Dict[str, Tuple[tuple, Mapping[str, Quantized]]] = {}
-        self._shared: Dict[tuple, Quantized] = {}
+        self._original: dict[int, ModuleState] = {}
+        self._float: dict[str, ModuleState] = {}
+        self._plans: dict[str, LayerPlan] = {}
+        self._weights: dict[str, tuple[tuple, Mapping[str, Quantized]]] = {}
+        self._shared: dict[tuple, Quantized] = {}
         try:
             for _, module in root.named_modules():
                 self._prepare(module)

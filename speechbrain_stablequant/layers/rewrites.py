@@ -1,6 +1,6 @@
 """Changes of a float module that keep its function and show its weights."""
 
-from typing import Callable, Dict, Optional
+from typing import Callable, Optional
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -14,7 +14,7 @@ from speechbrain_stablequant.layers.attention import (
 __all__ = ["rewrite_for"]
 
 _WAVLM = "transformers.models.wavlm.modeling_wavlm"
-_DERIVED: Dict[type, type] = {}
+_DERIVED: dict[type, type] = {}
 
 
 def rewrite_for(module: nn.Module) -> Optional[Callable[[], None]]:
@@ -75,7 +75,9 @@ def _fuse_old_weight_norm(module, norm):
 def _decomposed_mixin(module):
     """Return the class that decomposes an attention module, or None."""
     cls = type(module)
-    if issubclass(cls, (DecomposedMultiheadAttention, DecomposedWavLMAttention)):
+    if issubclass(
+        cls, (DecomposedMultiheadAttention, DecomposedWavLMAttention)
+    ):
         return None
     if cls is nn.MultiheadAttention:
         return DecomposedMultiheadAttention

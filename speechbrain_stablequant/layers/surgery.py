@@ -1,6 +1,6 @@
 """In-place changes of modules that can be taken back bit for bit."""
 
-from typing import Any, Dict
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +43,7 @@ class ModuleState:
     def __init__(self, module: nn.Module):
         self.module = module
         self.float_class = type(module)
-        self.attributes: Dict[str, Any] = {
+        self.attributes: dict[str, Any] = {
             key: value.copy() if key in _REGISTRIES else value
             for key, value in vars(module).items()
             if key not in _VOLATILE

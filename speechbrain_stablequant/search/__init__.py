@@ -3,7 +3,7 @@
 A method is one file and one line in `METHODS`.
 """
 
-from typing import Callable, Dict
+from typing import Callable
 
 from speechbrain_stablequant.search.context import SearchContext, SearchResult
 from speechbrain_stablequant.search.journal import (
@@ -25,7 +25,7 @@ __all__ = [
     "weights_digest",
 ]
 
-METHODS: Dict[str, Callable[[SearchContext], SearchResult]] = {
+METHODS: dict[str, Callable[[SearchContext], SearchResult]] = {
     "stablequant": search_stablequant,
     "uniform": search_uniform,
 }

@@ -1,7 +1,7 @@
 """What a search method gets to work with, and what it gives back."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Optional
 
 from speechbrain_stablequant.calibration import Statistics, choose_input
 from speechbrain_stablequant.errors import StableQuantError
@@ -39,8 +39,8 @@ class SearchContext:
     """
 
     conversion: Conversion
-    layers: List[str]
-    units: Dict[str, List[str]]
+    layers: list[str]
+    units: dict[str, list[str]]
     statistics: Statistics
     settings: Settings
     evaluator: Optional[Evaluator]
@@ -93,4 +93,4 @@ class SearchResult:
     """
 
     plan: QuantizationPlan
-    report: Dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class Journal:
 
     def __init__(self, folder: Optional[Path], identity: str, rank: int = 0):
         self.identity = identity
-        self.results: Dict[str, List[Item]] = {}
+        self.results: dict[str, list[Item]] = {}
         self.resumed = 0
         self._file = None
         if folder is None:
@@ -87,13 +87,13 @@ class Journal:
         self._file.write(prefix + json.dumps(entry) + "\n")
         self._file.flush()
 
-    def put(self, key: str, items: List[Item]) -> None:
+    def put(self, key: str, items: list[Item]) -> None:
         """Remember the items of one evaluation."""
         self.results[key] = items
         if self._file is not None:
             self._write({"key": key, "items": items})
 
-    def get(self, key: str) -> Optional[List[Item]]:
+    def get(self, key: str) -> Optional[list[Item]]:
         """Return the items of one evaluation, or None."""
         return self.results.get(key)
 

@@ -7,7 +7,8 @@ keeps the units' outputs of one float pass and replays them.
 
 import contextlib
 import time
-from typing import Any, Iterator, List, NamedTuple, Optional
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ class PrefixCache:
     def __init__(self, root: nn.Module, units, num_bytes: int = 1 << 31):
         self.root, self.units, self.num_bytes = root, list(units), num_bytes
         self._mode = "off"
-        self._calls: List[_Call] = []
+        self._calls: list[_Call] = []
         self._previous: dict = {}
         self._index = self._stop = self._used = 0
 
@@ -164,4 +165,3 @@ class PrefixCache:
             c.seconds for c in self._calls[:stop] if c.output is not None
         )
         return 1.0 - replayed / total if total else 1.0
-

@@ -1,7 +1,8 @@
 """Score candidates batch by batch, computing nothing twice."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional
+from typing import Optional
 
 import torch
 from tqdm import tqdm
@@ -78,8 +79,8 @@ class CandidateRunner:
     cost: Cost = field(default_factory=Cost)
 
     def run(
-        self, title: str, candidates: List[Candidate], indices: List[int]
-    ) -> Dict[str, List[Item]]:
+        self, title: str, candidates: list[Candidate], indices: list[int]
+    ) -> dict[str, list[Item]]:
         """Score candidates, and the float model, on some batches.
 
         Arguments
@@ -100,12 +101,12 @@ class CandidateRunner:
         rank, size = distributed.rank(), distributed.world_size()
         mine = candidates[rank::size]
         todo = {
-            index: [
-                c for c in mine if journal.get(_key(c.name, index)) is None
-            ]
+            index: [c for c in mine if journal.get(_key(c.name, index)) is None]
             for index in indices
         }
-        self.cost.resumed += len(mine) * len(indices) - sum(map(len, todo.values()))
+        self.cost.resumed += len(mine) * len(indices) - sum(
+            map(len, todo.values())
+        )
         needed = [
             i for i in indices if todo[i] or journal.get(_key(FLOAT, i)) is None
         ]
@@ -129,9 +130,14 @@ class CandidateRunner:
         context, evaluator = self.context, self.context.evaluator
         batches = evaluator.num_batches
         units = list(context.units)
-        with torch.no_grad(), PrefixCache(
-            context.conversion.root, units, context.settings.search_num_bytes
-        ) as cache:
+        with (
+            torch.no_grad(),
+            PrefixCache(
+                context.conversion.root,
+                units,
+                context.settings.search_num_bytes,
+            ) as cache,
+        ):
             with cache.record():
                 items = evaluator.evaluate(batch)
             context.journal.put(_key(FLOAT, index), items)

@@ -17,7 +17,7 @@ a subset first; only those that the subset cannot decide see the rest.
 """
 
 import math
-from typing import Dict, List, Optional
+from typing import Optional
 
 from speechbrain_stablequant.calibration import expected_error
 from speechbrain_stablequant.errors import CalibrationError
@@ -112,11 +112,13 @@ class _Search:
 
     # -- step 1 ------------------------------------------------------------------
 
-    def sensitivity(self) -> Dict[str, dict]:
+    def sensitivity(self) -> dict[str, dict]:
         """Quantize one unit at a time with ``max`` and flag the bad ones."""
         threshold = self.context.settings.flag_threshold
         candidates = {
-            unit: Candidate(f"max {unit}", unit, self._layers(unit, "max", 100.0))
+            unit: Candidate(
+                f"max {unit}", unit, self._layers(unit, "max", 100.0)
+            )
             for unit in self.context.units
         }
         items = self.runner.run(
@@ -143,7 +145,7 @@ class _Search:
                     seen = {name: items[name] + more[name] for name in both}
             change = self._change(seen, candidate.name)
             rows[unit] = {
-                **_interval(change),
+                **change.to_dict(),
                 "scored_on": scored_on,
                 "flagged": change.difference > threshold,
             }
@@ -151,16 +153,10 @@ class _Search:
 
     # -- steps 2 and 3 -----------------------------------------------------------
 
-    def percentiles(self, flagged: List[str]) -> Dict[str, dict]:
+    def percentiles(self, flagged: list[str]) -> dict[str, dict]:
         """Search the cut-off of each flagged unit."""
         grid = sorted(set(self.context.settings.percentiles) | {100.0})
-        tries = {
-            unit: {
-                p: Candidate(f"cut {p} {unit}", unit, self._layers(unit, "mse", p))
-                for p in grid
-            }
-            for unit in flagged
-        }
+        tries = {unit: self._cuts(unit, grid) for unit in flagged}
         if not tries:
             return {}
         items = self.runner.run(
@@ -186,15 +182,31 @@ class _Search:
             best = self._ranked(chosen, items, metric)[0]
             result[unit] = {
                 "chosen": best,
-                "tried": grid,
+                "tried": sorted(tries[unit]),
                 "confirmed": {
-                    str(p): _interval(self._change(items, chosen[p].name))
+                    str(p): self._change(items, chosen[p].name).to_dict()
                     for p in percentiles
                 },
             }
         return result
 
-    def _ranked(self, by_percentile, items, metric) -> List[float]:
+    def _cuts(self, unit: str, grid: list[float]) -> dict[float, Candidate]:
+        """Return a candidate for each cut-off that leads to other ranges."""
+        cuts, seen = {}, set()
+        for percentile in reversed(grid):
+            layers = self._layers(unit, "mse", percentile)
+            ranges = tuple(
+                (name, slot, plan.low, plan.high)
+                for name, layer in layers.items()
+                for slot, plan in layer.inputs.items()
+            )
+            if ranges not in seen:
+                seen.add(ranges)
+                name = f"cut {percentile} {unit}"
+                cuts[percentile] = Candidate(name, unit, layers)
+        return cuts
+
+    def _ranked(self, by_percentile, items, metric) -> list[float]:
         """Order cut-offs by metric, equal ones by squared error."""
         return sorted(
             by_percentile,
@@ -204,7 +216,7 @@ class _Search:
             ),
         )
 
-    def _squared_error(self, layers: Dict[str, LayerPlan]) -> float:
+    def _squared_error(self, layers: dict[str, LayerPlan]) -> float:
         statistics = self.context.statistics
         return sum(
             expected_error(statistics[name][slot], plan)
@@ -214,7 +226,7 @@ class _Search:
 
     # -- step 4 ------------------------------------------------------------------
 
-    def joint(self, layers: Dict[str, LayerPlan]) -> Optional[dict]:
+    def joint(self, layers: dict[str, LayerPlan]) -> Optional[dict]:
         """Score the plan as a whole on the search set."""
         candidate = Candidate(f"joint {_digest(layers)}", None, layers)
         items = self.runner.run(
@@ -225,7 +237,7 @@ class _Search:
             "metric": metric.name,
             "float": metric.value(items[FLOAT]),
             "quantized": metric.value(items[candidate.name]),
-            **_interval(self._change(items, candidate.name)),
+            **self._change(items, candidate.name).to_dict(),
         }
 
 
@@ -233,12 +245,3 @@ def _digest(layers) -> str:
     """Name a joint plan by its cut-offs, for the journal."""
     plan = QuantizationPlan(layers)
     return fingerprint(plan.to_dict())
-
-
-def _interval(change: Interval) -> dict:
-    return {
-        "change": change.difference,
-        "low": change.low,
-        "high": change.high,
-        "confidence": change.confidence,
-    }

@@ -1,13 +1,13 @@
 """Units: the groups of layers that a search treats as one."""
 
-from typing import Dict, Iterable, List
+from collections.abc import Iterable
 
 from torch import nn
 
 __all__ = ["group_units"]
 
 
-def group_units(root: nn.Module, layers: Iterable[str]) -> Dict[str, List[str]]:
+def group_units(root: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
     """Group layers into units.
 
     In the StableQuant paper a unit is a convolution of the feature extractor
@@ -29,13 +29,16 @@ def group_units(root: nn.Module, layers: Iterable[str]) -> Dict[str, List[str]]:
     Example
     -------
     >>> block = lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> model = nn.ModuleDict({
-    ...     "blocks": nn.ModuleList([block(), block()]),
-    ...     "head": nn.Linear(2, 2)})
+    >>> model = nn.ModuleDict(
+    ...     {
+    ...         "blocks": nn.ModuleList([block(), block()]),
+    ...         "head": nn.Linear(2, 2),
+    ...     }
+    ... )
     >>> group_units(model, ["blocks.0.0", "blocks.0.1", "blocks.1.0", "head"])
     {'blocks.0': ['blocks.0.0', 'blocks.0.1'], 'blocks.1': ['blocks.1.0'], 'head': ['head']}
     """
-    units: Dict[str, List[str]] = {}
+    units: dict[str, list[str]] = {}
     for name in layers:
         units.setdefault(_unit_of(root, name), []).append(name)
     return units

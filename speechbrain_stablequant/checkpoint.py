@@ -1,0 +1,424 @@
+"""The checkpoint format: integers packed, plan inside, nothing executed.
+
+A checkpoint is one `safetensors <https://github.com/huggingface/safetensors>`_
+file: raw tensors behind a JSON header, no pickle. For a weight ``w`` of a
+quantized layer it has ``w_packed`` (int32, see `speechbrain_stablequant.packing`),
+``w_scale`` and, if affine, ``w_zero_point``; all other parameters and buffers
+are there as they are. The header carries the format version, the plan and a
+hash over all of it.
+
+A file from a hub is untrusted: names, shapes, types and the hash are checked
+before the model is touched; on any error the model is as it was.
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from speechbrain_stablequant.errors import CheckpointError, PlanError, nearest
+from speechbrain_stablequant.layers import (
+    Conversion,
+    QuantizedModule,
+    quantized_class,
+)
+from speechbrain_stablequant.numerics import Quantized, integer_dtype
+from speechbrain_stablequant.packing import pack, packed_words, unpack
+from speechbrain_stablequant.plan import (
+    LayerPlan,
+    QuantizationPlan,
+    QuantizationScheme,
+)
+
+__all__ = ["load_quantized", "read_header", "save_quantized"]
+
+FORMAT = "speechbrain_stablequant"
+VERSION = 1
+_MAX_HEADER_BYTES = 64 << 20
+_MAX_FILE_FACTOR = 1.1  # over the float model; more cannot be ours
+_SLACK_BYTES = 1 << 20
+
+
+# -- writing -----------------------------------------------------------------
+
+
+def save_quantized(
+    module: nn.Module,
+    path: Union[str, Path],
+    plan: Optional[QuantizationPlan] = None,
+    extra: Optional[dict[str, Any]] = None,
+) -> Path:
+    """Write a converted module to a file, atomically.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Module with quantized layers, as `Conversion` or `quantize` left it.
+    path : str or Path
+        Where to write; an older file there is replaced only at the end.
+    plan : QuantizationPlan
+        Plan of this module's layers, names relative to ``module``.
+    extra : dict, optional
+        Plain data to remember: metrics, versions.
+
+    Returns
+    -------
+    Path
+        The path.
+
+    Raises
+    ------
+    CheckpointError
+        If nothing in the module is quantized.
+    """
+    quantized = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, QuantizedModule)
+    }
+    if not quantized:
+        raise CheckpointError(
+            "This module has no quantized layer: quantize it first, or save "
+            "it as a float checkpoint."
+        )
+    if plan is None or set(plan.layers) != set(quantized):
+        raise CheckpointError("The plan does not name the quantized layers.")
+    tensors = _pack_layers(quantized)
+    owned = {_join(n, b) for n, m in quantized.items() for b in _own_buffers(m)}
+    for name, tensor in module.state_dict().items():
+        if name not in owned:
+            # clone: safetensors refuses tensors that share memory.
+            tensors[name] = tensor.detach().cpu().clone().contiguous()
+    header = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "plan": plan.to_json(indent=None),
+        "extra": json.dumps(extra or {}, sort_keys=True),
+    }
+    header["sha256"] = _digest(tensors, header)
+    _write_atomically(Path(path), save(tensors, metadata=header))
+    return Path(path)
+
+
+def _pack_layers(layers) -> dict[str, torch.Tensor]:
+    """Return packed weights and scales of quantized layers."""
+    tensors = {}
+    for name, layer in layers.items():
+        for short, scheme in layer._weight_schemes.items():
+            values, scale, zero_point = layer.quantized_weight(short)
+            key = _join(name, short)
+            packed = values if scheme.is_float else pack(values, scheme)
+            tensors[f"{key}_packed"] = packed.cpu().contiguous()
+            if scale is not None:
+                tensors[f"{key}_scale"] = scale.cpu().contiguous()
+            if zero_point is not None:
+                tensors[f"{key}_zero_point"] = zero_point.cpu().contiguous()
+    return tensors
+
+
+def _own_buffers(layer: QuantizedModule) -> list[str]:
+    """Return the buffers that conversion added; the plan has the inputs'."""
+    weights = [
+        f"{name}_{part}"
+        for name in layer._weight_schemes
+        for part in Quantized._fields
+    ]
+    inputs = [
+        f"{name}_{part}"
+        for name in layer._input_schemes
+        for part in ("scale", "zero_point")
+    ]
+    return weights + inputs
+
+
+def _digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
+    """Return the SHA-256 over all tensors and the header's other fields."""
+    digest = hashlib.sha256()
+    for key in ("format", "version", "plan", "extra"):
+        digest.update(header[key].encode() + b"\0")
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}."
+    )
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# -- reading -----------------------------------------------------------------
+
+
+def load_quantized(
+    module: nn.Module, path: Union[str, Path], end_of_epoch: bool = True
+) -> nn.Module:
+    """Turn a float module into the quantized one that a file holds.
+
+    Name it in a ``hyperparams.yaml`` as the custom hook of a loadable::
+
+        pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+            loadables:
+                wav2vec2: !ref <wav2vec2>
+            custom_hooks:
+                wav2vec2: !name:speechbrain_stablequant.load_quantized
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        A float module of the same architecture; converted in place.
+    path : str or Path
+        File written by `save_quantized`.
+    end_of_epoch : bool
+        Unused; the toolkit's Checkpointer passes it.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same module.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, of another version or for another model. The
+        module is then unchanged.
+    """
+    path = Path(path)
+    header, plan, tensors = _read(path, _num_bytes(module))
+    conversion = Conversion(module)
+    try:
+        weights = _unpack_layers(conversion, plan, tensors, path)
+        floats = _check_floats(conversion.root, weights, tensors, path)
+        for name, layer_weights in weights.items():
+            conversion.set_weights(name, layer_weights)
+        conversion.quantize()
+        target = module.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name in floats:
+                target[name].copy_(tensors[name])
+    except BaseException:
+        conversion.restore()
+        raise
+    return module
+
+
+def read_header(path: Union[str, Path]) -> dict[str, Any]:
+    """Return the header of a checkpoint: format, version, plan, extra.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not a checkpoint of a version that we read.
+    """
+    header = _raw_header(Path(path))
+    return {
+        **header,
+        "plan": QuantizationPlan.from_json(header["plan"], f"{path}: plan"),
+        "extra": json.loads(header["extra"]),
+    }
+
+
+def _raw_header(path: Path) -> dict[str, str]:
+    """Read the metadata of a file, after checking that it can be sane."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise CheckpointError(
+                    f"{path} is not a quantized checkpoint, or is truncated "
+                    f"(a header of {length} bytes in a file of {size})."
+                )
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+    except OSError as err:
+        raise CheckpointError(f"Cannot read {path}: {err}.") from err
+    except (SafetensorError, ValueError) as err:
+        raise CheckpointError(
+            f"{path} is damaged or is not a quantized checkpoint ({err}). "
+            "Download it again, or check what wrote it."
+        ) from err
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of {FORMAT} "
+            f"(format: {header.get('format')!r})."
+        )
+    if header.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"{path} has format version {header.get('version')!r}; this "
+            f"package reads version {VERSION}. Update {FORMAT}."
+        )
+    missing = {"plan", "extra", "sha256"} - set(header)
+    if missing:
+        raise CheckpointError(f"{path} has no {sorted(missing)} in its header.")
+    return header
+
+
+def _read(path: Path, model_num_bytes: int):
+    """Read and verify a file: header, plan, tensors."""
+    header = _raw_header(path)
+    size = path.stat().st_size
+    limit = model_num_bytes * _MAX_FILE_FACTOR + _SLACK_BYTES
+    if size > limit:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, more than the float model "
+            f"({model_num_bytes:,}): it belongs to another model."
+        )
+    try:
+        plan = QuantizationPlan.from_json(header["plan"], f"{path}: plan")
+        json.loads(header["extra"])
+    except (PlanError, ValueError, RecursionError) as err:
+        raise CheckpointError(f"{path}: {err}") from err
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as err:
+        raise CheckpointError(f"{path} is damaged: {err}.") from err
+    if _digest(tensors, header) != header["sha256"]:
+        raise CheckpointError(
+            f"{path} does not match its own hash: it is damaged or was "
+            "changed. Download it again."
+        )
+    return header, plan, tensors
+
+
+def _unpack_layers(conversion, plan, tensors, path):
+    """Return the weights of all layers, checked against the model."""
+    weights = {}
+    for name, layer_plan in plan.layers.items():
+        try:
+            conversion.set(name, layer_plan)
+        except PlanError as err:
+            raise CheckpointError(
+                f"{path} is for another model: {err}"
+            ) from err
+        module = conversion.layer(name)
+        cls = quantized_class(module)
+        weights[name] = {
+            short: _unpack_weight(
+                _join(name, short),
+                tuple(cls.to_rows(module, short, weight.detach()).shape),
+                layer_plan,
+                tensors,
+                path,
+            )
+            for short, weight in cls.quantizable_weights(module).items()
+        }
+    return weights
+
+
+def _unpack_weight(key, shape, plan: LayerPlan, tensors, path) -> Quantized:
+    """Check and unpack one weight of a given shape, (channels, values)."""
+    scheme = plan.weight
+    channels, count = shape
+
+    def take(part, dtype, expected):
+        name = f"{key}_{part}"
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{path} has no '{name}'.")
+        if tensor.dtype != dtype or tuple(tensor.shape) != expected:
+            raise CheckpointError(
+                f"{path}: '{name}' is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"the model needs {dtype} {expected}."
+            )
+        return tensor
+
+    if scheme.is_float:
+        return Quantized(
+            take("packed", integer_dtype(scheme), shape), None, None
+        )
+    words = packed_words(count, scheme.bits)
+    packed = take("packed", torch.int32, (channels, words))
+    values = unpack(packed, count, scheme)
+    scale = take("scale", torch.float32, _scale_shape(shape, scheme))
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise CheckpointError(f"{path}: '{key}_scale' is not positive, finite.")
+    zero_point = None
+    if not scheme.symmetric:
+        zero_point = take(
+            "zero_point", integer_dtype(scheme), tuple(scale.shape)
+        )
+    _check_range(values, scheme, f"{path}: '{key}_packed'")
+    return Quantized(values, scale, zero_point)
+
+
+def _scale_shape(shape, scheme: QuantizationScheme) -> tuple[int, int]:
+    channels, count = shape
+    if scheme.granularity == "per_tensor":
+        return 1, 1
+    if scheme.granularity == "per_channel":
+        return channels, 1
+    return channels, math.ceil(count / min(scheme.group_size, count))
+
+
+def _check_range(values, scheme, where) -> None:
+    if values.numel() and not scheme.is_binary:
+        low, high = int(values.min()), int(values.max())
+        if low < scheme.qmin or high > scheme.qmax:
+            raise CheckpointError(
+                f"{where} has integers from {low} to {high}, outside "
+                f"{scheme.qmin} to {scheme.qmax}."
+            )
+
+
+def _check_floats(root, weights, tensors, path) -> list[str]:
+    """Check what is not quantized; return its names."""
+    expected = dict(root.state_dict())
+    for name, layer in weights.items():
+        for short in layer:
+            expected.pop(_join(name, short), None)
+    packed = {
+        f"{_join(name, short)}_{part}"
+        for name, layer in weights.items()
+        for short in layer
+        for part in ("packed", "scale", "zero_point")
+    }
+    given = set(tensors) - packed
+    for name in sorted(given - set(expected)):
+        raise CheckpointError(
+            f"{path} has a tensor '{name}' that the model does not have."
+            + nearest(name, expected)
+        )
+    for name, tensor in expected.items():
+        if name not in given:
+            raise CheckpointError(f"{path} has no '{name}'.")
+        found = tensors[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{path}: '{name}' is {found.dtype} {tuple(found.shape)}, the "
+                f"model needs {tensor.dtype} {tuple(tensor.shape)}."
+            )
+    return list(expected)
+
+
+def _num_bytes(module: nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _join(name: str, short: str) -> str:
+    return f"{name}.{short}" if name else short

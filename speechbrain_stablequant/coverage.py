@@ -1,0 +1,222 @@
+"""The coverage table: what becomes of every parameter, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+from torch import nn
+
+from speechbrain_stablequant.errors import CoverageError
+from speechbrain_stablequant.layers import Conversion, quantized_class
+from speechbrain_stablequant.numerics import integer_dtype
+from speechbrain_stablequant.packing import packed_words
+from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
+from speechbrain_stablequant.settings import Settings
+
+__all__ = ["Coverage", "ParameterCoverage", "cover"]
+
+QUANTIZED, KEPT, UNSUPPORTED = "quantized", "kept", "unsupported"
+_SMALL = 1024  # values; smaller raw parameters are not worth a class
+
+
+@dataclass(frozen=True)
+class ParameterCoverage:
+    """What becomes of one parameter.
+
+    Arguments
+    ---------
+    name : str
+        Qualified name in the prepared model.
+    status : str
+        ``quantized``, ``kept`` or ``unsupported``.
+    detail : str
+        How, or why.
+    num_bytes : int
+        Size in float.
+    quantized_num_bytes : int
+        Size in a checkpoint: packed integers and scales, or ``num_bytes``.
+    is_weight : bool
+        Whether it counts for coverage (two or more dimensions).
+    by_request : bool
+        Whether the user asked to keep it; then it does not count either.
+    """
+
+    name: str
+    status: str
+    detail: str
+    num_bytes: int
+    quantized_num_bytes: int
+    is_weight: bool
+    by_request: bool = False
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The table over all parameters of a model."""
+
+    rows: list[ParameterCoverage]
+
+    @property
+    def fraction(self) -> float:
+        """Part of the weight bytes that is quantized, 0 to 1.
+
+        What the user asked to keep counts neither way.
+        """
+        counted = [r for r in self.rows if r.is_weight and not r.by_request]
+        total = sum(r.num_bytes for r in counted)
+        done = sum(r.num_bytes for r in counted if r.status == QUANTIZED)
+        return done / total if total else 1.0
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all parameters in float."""
+        return sum(r.num_bytes for r in self.rows)
+
+    @property
+    def quantized_num_bytes(self) -> int:
+        """Size of all parameters as planned."""
+        return sum(r.quantized_num_bytes for r in self.rows)
+
+    def check(self, min_coverage: float) -> None:
+        """Stop when too little is covered.
+
+        Raises
+        ------
+        CoverageError
+            With the table of what is not quantized.
+        """
+        if self.fraction < min_coverage:
+            raise CoverageError(
+                f"Only {self.fraction:.1%} of the weight bytes would be "
+                f"quantized; min_coverage asks for {min_coverage:.1%}. Not "
+                f"quantized:\n{self.table(only_open=True)}\nName what is to "
+                "stay in float in `keep`, or lower `min_coverage`."
+            )
+
+    def table(self, only_open: bool = False) -> str:
+        """Return the table as text, largest parameters first.
+
+        Arguments
+        ---------
+        only_open : bool
+            Leave out what is quantized and what is too small to matter.
+        """
+        rows = sorted(self.rows, key=lambda r: -r.num_bytes)
+        if only_open:
+            rows = [r for r in rows if r.status != QUANTIZED and r.is_weight]
+        if not rows:
+            return "(nothing)"
+        width = max(len(r.name) for r in rows)
+        return "\n".join(
+            f"{r.name:<{width}}  {r.num_bytes:>12,} B  {r.status:<11}  {r.detail}"
+            for r in rows
+        )
+
+    def to_list(self) -> list[dict]:
+        """Return the rows as plain data."""
+        return [vars(row).copy() for row in self.rows]
+
+
+def cover(
+    conversion: Conversion,
+    layers: Mapping[str, LayerPlan],
+    settings: Settings,
+    notes: Optional[Mapping[str, str]] = None,
+) -> Coverage:
+    """Say what becomes of every parameter under a plan.
+
+    Arguments
+    ---------
+    conversion : Conversion
+        The prepared model, all layers in float.
+    layers : dict
+        `LayerPlan` by layer name.
+    settings : Settings
+        For what the user asked to keep.
+    notes : dict, optional
+        A remark by layer name, for example that calibration never reached it.
+
+    Returns
+    -------
+    Coverage
+        One row for each parameter, shared ones once.
+    """
+    rows: dict[int, ParameterCoverage] = {}
+    for name, module in conversion.root.named_modules():
+        for short, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            row = _row(name, module, short, parameter, layers, settings, notes)
+            known = rows.get(id(parameter))
+            if known is None or row.status == QUANTIZED != known.status:
+                rows[id(parameter)] = row
+    return Coverage(list(rows.values()))
+
+
+def _row(name, module, short, parameter, layers, settings, notes):
+    num_bytes = parameter.numel() * parameter.element_size()
+    cls = quantized_class(module)
+    ours = cls is not None and short in cls.quantizable_weights(module)
+    after, by_request = num_bytes, False
+    if ours and name in layers:
+        status, plan = QUANTIZED, layers[name]
+        after = _packed_num_bytes(
+            cls.to_rows(module, short, parameter), plan.weight
+        )
+        detail = _describe(plan, (notes or {}).get(name))
+    elif ours:
+        status, detail, by_request = _why_left_out(name, module, cls, settings)
+    elif parameter.dim() < 2:
+        status, detail = KEPT, "one-dimensional: bias, norm or gain"
+    elif parameter.numel() < _SMALL:
+        status, detail = KEPT, f"fewer than {_SMALL} values"
+    elif settings.kept_by(f"{name}.{short}") or settings.kept_by(name):
+        status, detail, by_request = KEPT, "by request (keep)", True
+    else:
+        status = UNSUPPORTED
+        detail = (
+            f"{type(module).__name__} has no quantized version: register one "
+            "(speechbrain_stablequant.layers.register) or add it to `keep`"
+        )
+    return ParameterCoverage(
+        name=f"{name}.{short}" if name else short,
+        status=status,
+        detail=detail,
+        num_bytes=num_bytes,
+        quantized_num_bytes=after,
+        is_weight=parameter.dim() >= 2,
+        by_request=by_request,
+    )
+
+
+def _why_left_out(name: str, module: nn.Module, cls, settings: Settings):
+    pattern = settings.kept_by(name)
+    if pattern is not None:
+        return KEPT, f"by request (keep: {pattern})", True
+    if settings.layer_widths(name)[0] == 32:
+        return KEPT, "by request (32 bits)", True
+    reason = cls.unsupported(module)
+    if reason is not None:
+        return UNSUPPORTED, reason, False
+    return KEPT, "not in the plan", False
+
+
+def _describe(plan: LayerPlan, note: Optional[str]) -> str:
+    text = f"weight {plan.weight.describe()}"
+    widths = sorted({p.scheme.describe() for p in plan.inputs.values()})
+    text += f", input {' / '.join(widths)}" if widths else ", input float"
+    return f"{text} ({note})" if note else text
+
+
+def _packed_num_bytes(rows, scheme: QuantizationScheme) -> int:
+    """Return the size of a weight in a checkpoint, scales included."""
+    channels, count = rows.shape
+    if scheme.is_float:
+        return channels * count * integer_dtype(scheme).itemsize
+    groups = 1
+    if scheme.granularity == "per_group":
+        groups = -(-count // min(scheme.group_size, count))
+    scales = 1 if scheme.granularity == "per_tensor" else channels * groups
+    per_scale = 4 if scheme.symmetric else 5
+    packed = channels * packed_words(count, scheme.bits) * 4
+    return packed + scales * per_scale
