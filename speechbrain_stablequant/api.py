@@ -1,8 +1,9 @@
 """`quantize`: everything without a recipe, for any ``torch.nn.Module``."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import nn

@@ -5,8 +5,8 @@ over reference words, loss over sentences. The sums come from the toolkit's own
 metric objects.
 """
 
-from collections.abc import Iterable, Iterator
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 

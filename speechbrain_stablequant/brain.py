@@ -1,0 +1,341 @@
+"""The Brain side: the mixin, the data it captures, scoring through it.
+
+Only ``fit`` and ``evaluate`` are overridden, which no recipe of the toolkit
+overrides itself; all ``on_*`` hooks stay the recipe's.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional
+
+import numpy as np
+import speechbrain as sb
+import torch
+from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
+from torch.utils.data import DataLoader, IterableDataset
+
+from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
+from speechbrain_stablequant.scoring import Evaluator, Item, Metric, items_of
+
+__all__ = [
+    "BrainEvaluator",
+    "PostTrainingQuantizationMixin",
+    "attach",
+    "find_metrics",
+    "metrics_of",
+]
+
+
+class PostTrainingQuantizationMixin:
+    """Adds post-training quantization to a Brain.
+
+    List it before ``sb.Brain``; the ``ptq`` block of the hparams does the
+    rest. Without such a block nothing changes. A block that is given the
+    recipe's ``checkpointer`` adds this mixin by itself.
+
+    Example
+    -------
+    >>> class ASR(PostTrainingQuantizationMixin, sb.Brain):
+    ...     pass
+    """
+
+    def fit(self, *args, **kwargs):
+        """Train as usual; remember the validation data for calibration."""
+        quantizer = _find_quantizer(self)
+        if quantizer is None:
+            return super().fit(*args, **kwargs)
+        call = _bind(sb.Brain.fit, self, args, kwargs)
+        quantizer.remember_data(
+            call.get("valid_set"), call.get("valid_loader_kwargs") or {}
+        )
+        result = super().fit(*args, **kwargs)
+        quantizer.after_fit(self)
+        return result
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluate the float model as usual, then the quantized one."""
+        quantizer = _find_quantizer(self)
+        if quantizer is None:
+            return super().evaluate(*args, **kwargs)
+        call = _bind(sb.Brain.evaluate, self, args, kwargs)
+        keys = {k: call.get(k) for k in ("max_key", "min_key")}
+        run = super().evaluate
+        return quantizer.evaluate(self, lambda: run(*args, **kwargs), keys)
+
+
+def attach(brain: sb.Brain, quantizer) -> None:
+    """Give a Brain instance the mixin and its quantizer.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        Any instance; its class itself is not changed.
+    quantizer : PostTrainingQuantizer
+        The block of the hparams.
+    """
+    cls = type(brain)
+    if not isinstance(brain, PostTrainingQuantizationMixin):
+        bases = (PostTrainingQuantizationMixin, cls)
+        brain.__class__ = type(
+            cls.__name__, bases, {"__module__": cls.__module__}
+        )
+    vars(brain)["_stablequant"] = quantizer
+
+
+def _find_quantizer(brain):
+    """Return the attached quantizer, or one among the hparams, by type."""
+    from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+
+    found = vars(brain).get("_stablequant")
+    if found is None:
+        values = vars(brain.hparams).values() if brain.hparams else ()
+        found = next(
+            (v for v in values if isinstance(v, PostTrainingQuantizer)), None
+        )
+        vars(brain)["_stablequant"] = found
+    return found
+
+
+def _bind(function, brain, args, kwargs) -> dict[str, Any]:
+    call = inspect.signature(function).bind(brain, *args, **kwargs)
+    call.apply_defaults()
+    return call.arguments
+
+
+# -- metrics -----------------------------------------------------------------
+
+
+def metrics_of(brain: sb.Brain) -> dict[str, MetricStats]:
+    """Return the toolkit metric objects that a Brain holds, by attribute."""
+    return {
+        name: value
+        for name, value in vars(brain).items()
+        if isinstance(value, MetricStats)
+    }
+
+
+def find_metrics(brain: sb.Brain) -> dict[str, tuple[Metric, list[Item]]]:
+    """Return the metrics that the last pass filled, with their items."""
+    found = {}
+    for name, stats in metrics_of(brain).items():
+        items = items_of(stats)
+        if items:
+            metric = _metric_for(name, stats)
+            found[metric.name] = (metric, items)
+    return found
+
+
+def _metric_for(attribute: str, stats: MetricStats) -> Metric:
+    name = attribute
+    for ending in ("_metric", "_metrics", "_stats"):
+        if name.endswith(ending):
+            name = name[: -len(ending)]
+    if isinstance(stats, ErrorRateStats):
+        return Metric(name.upper() if len(name) <= 4 else name)
+    return Metric(name)
+
+
+LOSS = Metric("loss", factor=100.0, unit="hundredths")
+
+
+class BrainEvaluator(Evaluator):
+    """Scores a Brain on a random sample of its validation data.
+
+    The recipe's own loader and ``evaluate_batch`` are used, in the VALID
+    stage. The metric is the recipe's WER, else another of its error rates,
+    else its loss.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+    sample : BatchSample
+        The batches to score on.
+    objective : str
+        ``auto``, ``loss``, or a metric (``WER`` or ``wer_metric``).
+    """
+
+    def __init__(
+        self, brain: sb.Brain, sample: "BatchSample", objective="auto"
+    ):
+        self.brain, self.sample, self.objective = brain, sample, objective
+        self.num_batches = len(sample)
+        self._attribute: Optional[str] = None
+        self._metric: Optional[Metric] = None
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured; known after the first batch."""
+        return self._metric or LOSS
+
+    def batches(self, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
+        """Yield the chosen batches with their indices."""
+        return self.sample.load(indices)
+
+    def fingerprint(self) -> Any:
+        """Return which utterances are scored."""
+        return [self.objective, self.sample.fingerprint()]
+
+    def evaluate(self, batch) -> list[Item]:
+        """Run the recipe's validation step on a batch."""
+        for stats in metrics_of(self.brain).values():
+            stats.clear()
+        with torch.no_grad():
+            loss = self.brain.evaluate_batch(batch, stage=sb.Stage.VALID)
+        if self._metric is None:
+            self._choose()
+        if self._attribute is not None:
+            return items_of(getattr(self.brain, self._attribute))
+        ids = getattr(batch, "id", None) or ["batch"]
+        return [Item("+".join(map(str, ids)), float(loss) * len(ids), len(ids))]
+
+    def _choose(self) -> None:
+        """Choose the metric by what the first batch has filled."""
+        filled = {
+            name: stats
+            for name, stats in metrics_of(self.brain).items()
+            if items_of(stats)
+        }
+        if self.objective == "auto":
+            self._attribute = _preferred(filled)
+        elif self.objective != "loss":
+            wanted = self.objective.lower()
+            options = {wanted, f"{wanted}_metric", f"{wanted}_metrics"}
+            matches = [n for n in filled if n.lower() in options]
+            if not matches:
+                raise KnobError(
+                    f"objective '{self.objective}' is not a metric that this "
+                    "recipe fills in validation."
+                    + nearest(self.objective, ["auto", "loss", *filled])
+                )
+            self._attribute = matches[0]
+        if self._attribute is None:
+            self._metric = LOSS
+        else:
+            stats = filled[self._attribute]
+            self._metric = _metric_for(self._attribute, stats)
+
+
+def _preferred(filled: dict[str, MetricStats]) -> Optional[str]:
+    """Return the attribute to judge by: WER, an error rate, or None (loss).
+
+    A plain ``MetricStats`` may be higher-is-better; its name must say error.
+    """
+    wer = [n for n in filled if "wer" in n.lower()]
+    rates = [n for n, s in filled.items() if isinstance(s, ErrorRateStats)]
+    errors = [n for n in filled if "error" in n.lower()]
+    return next(iter([*wer, *rates, *errors]), None)
+
+
+# -- data --------------------------------------------------------------------
+
+
+class BatchSample:
+    """A random sample of a loader's batches, the same each time.
+
+    Validation sets are sorted by duration, so the first batches would be the
+    shortest utterances.
+
+    Arguments
+    ---------
+    loader : DataLoader
+        The recipe's validation loader.
+    utterances : int
+        About how many utterances to take, whole batches.
+    seed : int
+        Seed of the choice.
+    """
+
+    def __init__(self, loader, utterances: int, seed: int):
+        self.loader, self.chosen, self._kept = loader, None, None
+        sampler = getattr(loader, "batch_sampler", None)
+        iterable = isinstance(getattr(loader, "dataset", None), IterableDataset)
+        if sampler is None or iterable:
+            self._keep_first(utterances)
+            return
+        batches = [list(indices) for indices in sampler]
+        order = np.random.default_rng(seed).permutation(len(batches))
+        self.chosen = []
+        for index in order:
+            if utterances <= 0:
+                break
+            self.chosen.append(batches[index])
+            utterances -= len(batches[index])
+
+    def _keep_first(self, utterances: int) -> None:
+        """Keep batches of a stream, which cannot be indexed."""
+        self._kept = []
+        for batch in self.loader:
+            self._kept.append(batch)
+            utterances -= len(getattr(batch, "id", None) or [batch])
+            if utterances <= 0:
+                break
+
+    def __len__(self) -> int:
+        return len(self._kept if self.chosen is None else self.chosen)
+
+    def load(self, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
+        """Yield batches by index, through the recipe's own collation."""
+        indices = list(indices)
+        if self.chosen is None:
+            yield from ((i, self._kept[i]) for i in indices)
+            return
+        loader = DataLoader(
+            self.loader.dataset,
+            batch_sampler=[self.chosen[i] for i in indices],
+            collate_fn=self.loader.collate_fn,
+            num_workers=self.loader.num_workers,
+        )
+        yield from zip(indices, loader)
+
+    def fingerprint(self) -> Any:
+        """Return plain data that says which utterances are in."""
+        if self.chosen is None:
+            return ["stream", len(self._kept)]
+        ids = getattr(self.loader.dataset, "data_ids", None)
+        if ids is None:
+            return [len(self.loader.dataset), self.chosen]
+        return [[ids[i] for i in batch] for batch in self.chosen]
+
+
+def validation_loader(brain: sb.Brain, valid_set, loader_kwargs) -> Any:
+    """Return the recipe's validation loader.
+
+    Raises
+    ------
+    CalibrationError
+        If the recipe has no validation data.
+    """
+    if valid_set is None:
+        raise CalibrationError(
+            "Calibration needs the recipe's validation data, but fit() was "
+            "not called with a valid_set. Call fit() before evaluate() (with "
+            "--test_only it returns at once), or give a plan (plan: path.json)."
+        )
+    if isinstance(valid_set, (DataLoader, sb.dataio.dataloader.LoopedLoader)):
+        return valid_set
+    kwargs = {k: v for k, v in loader_kwargs.items() if k != "ckpt_prefix"}
+    return brain.make_dataloader(
+        valid_set, stage=sb.Stage.VALID, ckpt_prefix=None, **kwargs
+    )
+
+
+@contextlib.contextmanager
+def validation_stage(brain: sb.Brain) -> Iterator[None]:
+    """Put a Brain into its VALID stage, and back as it was.
+
+    ``on_stage_end`` is never called: it anneals rates and saves checkpoints.
+    """
+    before = dict(vars(brain))
+    modes = {m: m.training for m in brain.modules.modules()}
+    counter = getattr(brain.hparams, "epoch_counter", None)
+    try:
+        brain.on_stage_start(sb.Stage.VALID, getattr(counter, "current", 1))
+        brain.modules.eval()
+        yield
+    finally:
+        vars(brain).clear()
+        vars(brain).update(before)
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,434 @@
+"""`PostTrainingQuantizer`: the block that a user adds to a recipe."""
+
+import time
+from pathlib import Path
+from typing import Any, Callable, Optional, Union
+
+import speechbrain as sb
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+from torch import nn
+from tqdm import tqdm
+
+from speechbrain_stablequant import distributed
+from speechbrain_stablequant.brain import (
+    BatchSample,
+    BrainEvaluator,
+    attach,
+    find_metrics,
+    validation_loader,
+    validation_stage,
+)
+from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.export import export_checkpoints
+from speechbrain_stablequant.guard import guarded, result_paths
+from speechbrain_stablequant.layers import Conversion, cached_weights
+from speechbrain_stablequant.pipeline import Planned, make_plan
+from speechbrain_stablequant.report import Report, TestResult
+from speechbrain_stablequant.search import weights_digest
+from speechbrain_stablequant.settings import Settings, parse_bits
+
+__all__ = ["PostTrainingQuantizer"]
+
+logger = get_logger(__name__)
+
+
+class PostTrainingQuantizer:
+    """Quantizes a recipe's model after training and measures what that costs.
+
+    Add it to the hparams of a recipe and run the recipe as usual::
+
+        ptq: !new:speechbrain_stablequant.PostTrainingQuantizer
+            checkpointer: !ref <checkpointer>
+
+    After each float test pass follows a quantized one over the same data. The
+    result is a table in the log, ``report.json``, the plan and a checkpoint
+    below ``<output_folder>/ptq``. Float weights and checkpoints stay as they
+    are.
+
+    Arguments
+    ---------
+    checkpointer : speechbrain.utils.checkpoints.Checkpointer, optional
+        The recipe's; through it the block gets hold of the Brain. Not needed
+        when the Brain has `PostTrainingQuantizationMixin`.
+    pretrainer : speechbrain.utils.parameter_transfer.Pretrainer, optional
+        For scripts without a Brain: quantizes what it loads.
+    modules : dict or list of str, optional
+        Modules to quantize, by name; by default all of the Brain's, or all
+        loadables of the pretrainer.
+    evaluate_float : bool
+        Whether to run the float test pass too; without it there is nothing
+        to compare with.
+    when : str
+        ``evaluate``, or ``fit`` for recipes that never call ``evaluate``.
+    output_folder : str, optional
+        Where results go; by default ``<output_folder>/ptq``.
+    suffix : str
+        Put into the names of files that the quantized pass writes.
+    calibration_batches : iterable, optional
+        With ``pretrainer``: data to calibrate with.
+    calibration_forward : callable, optional
+        With ``pretrainer``: called as ``f(modules, batch)``, by default the
+        only module is called on the batch.
+    **knobs : dict
+        See `speechbrain_stablequant.settings.Settings`.
+
+    Raises
+    ------
+    KnobError
+        For an unknown knob or a value out of range, when the YAML is loaded.
+    """
+
+    _own = (
+        "checkpointer",
+        "pretrainer",
+        "modules",
+        "evaluate_float",
+        "when",
+        "output_folder",
+        "suffix",
+        "calibration_batches",
+        "calibration_forward",
+    )
+
+    def __init__(
+        self,
+        checkpointer=None,
+        pretrainer=None,
+        modules: Union[dict, list, None] = None,
+        evaluate_float: bool = True,
+        when: str = "evaluate",
+        output_folder: Optional[str] = None,
+        suffix: str = "_ptq",
+        calibration_batches=None,
+        calibration_forward: Optional[Callable] = None,
+        **knobs: Any,
+    ):
+        try:
+            self.settings = Settings.from_knobs(knobs, "ptq")
+        except KnobError as err:
+            raise _suggest_own(err, knobs, self._own) from None
+        if when not in ("evaluate", "fit"):
+            raise KnobError(
+                f"when '{when}' is unknown."
+                + nearest(when, ("evaluate", "fit"))
+            )
+        if not suffix:
+            raise KnobError("suffix must not be empty: files would be lost.")
+        self.modules, self.when, self.suffix = modules, when, suffix
+        self.evaluate_float = evaluate_float
+        self.output_folder = output_folder
+        self.calibration = (calibration_batches, calibration_forward)
+        self._data: tuple = (None, {})
+        self._planned: Optional[tuple[str, Planned]] = None
+        self.report: Optional[Report] = None
+        if checkpointer is not None:
+            self._watch_checkpointer(checkpointer)
+        if pretrainer is not None:
+            self._watch_pretrainer(pretrainer)
+
+    @property
+    def label(self) -> str:
+        """A few words that name the quantization in logs."""
+        weights, activations = parse_bits(self.settings.bits)
+        return f"W{weights}A{activations} {self.settings.method}"
+
+    # -- attaching ---------------------------------------------------------------
+
+    def _watch_checkpointer(self, checkpointer) -> None:
+        """Get hold of the Brain: it registers itself with its checkpointer."""
+        add_recoverable = checkpointer.add_recoverable
+
+        def watched(name, obj, *args, **kwargs):
+            if name == "brain":
+                attach(obj, self)
+            return add_recoverable(name, obj, *args, **kwargs)
+
+        checkpointer.add_recoverable = watched
+
+    def _watch_pretrainer(self, pretrainer) -> None:
+        """Quantize what the pretrainer loads, right after it has loaded it."""
+        load_collected = pretrainer.load_collected
+
+        def watched(*args, **kwargs):
+            result = load_collected(*args, **kwargs)
+            self._quantize_loaded(pretrainer)
+            return result
+
+        pretrainer.load_collected = watched
+
+    # -- what the mixin calls --------------------------------------------------------
+
+    def remember_data(self, valid_set, loader_kwargs: dict) -> None:
+        """Remember the recipe's validation data for calibration."""
+        self._data = (valid_set, dict(loader_kwargs))
+
+    def after_fit(self, brain) -> None:
+        """Quantize at the end of ``fit``, for recipes without ``evaluate``."""
+        if self.when != "fit":
+            return
+        if brain.checkpointer is not None:
+            brain.checkpointer.recover_if_possible()
+        with Conversion(self._root(brain)) as conversion:
+            planned = self._plan(brain, conversion)
+            conversion.apply_plan(planned.plan)
+            self._finish(brain, conversion, planned, None)
+
+    def evaluate(self, brain, run: Callable[[], float], keys: dict) -> float:
+        """Run the float test pass, then the quantized one.
+
+        Arguments
+        ---------
+        brain : speechbrain.Brain
+            The Brain.
+        run : callable
+            The recipe's own ``evaluate`` with its arguments.
+        keys : dict
+            ``max_key`` and ``min_key`` of the call.
+
+        Returns
+        -------
+        float
+            The average test loss of the float pass, as the recipe expects;
+            of the quantized pass when ``evaluate_float`` is False.
+        """
+        result = TestResult(self._test_name(brain))
+        if self.evaluate_float:
+            result.float_loss, result.float_seconds = _timed(run)
+            result.float_metrics = find_metrics(brain)
+        else:
+            brain.on_evaluate_start(**keys)
+        with Conversion(self._root(brain)) as conversion:
+            planned = self._plan(brain, conversion)
+            conversion.apply_plan(planned.plan)
+            with (
+                guarded(brain, self.suffix, self.label),
+                cached_weights(conversion.root),
+            ):
+                logger.info("Quantized test pass (%s)", self.label)
+                result.loss, result.seconds = _timed(run)
+                result.metrics = find_metrics(brain)
+            self._finish(brain, conversion, planned, result)
+        return result.loss if result.float_loss is None else result.float_loss
+
+    # -- the steps ---------------------------------------------------------------
+
+    def _root(self, brain) -> nn.ModuleDict:
+        """Return the modules to quantize, under one roof."""
+        modules = self.modules
+        if modules is None:
+            modules = dict(brain.modules)
+        elif not isinstance(modules, dict):
+            modules = {name: _find_module(brain, name) for name in modules}
+        return _roof(modules)
+
+    def _folder(self, brain) -> Path:
+        if self.output_folder is not None:
+            return Path(self.output_folder)
+        return Path(getattr(brain.hparams, "output_folder", "results")) / "ptq"
+
+    def _test_name(self, brain) -> str:
+        """Name the test set after the file that the recipe scores into."""
+        folder = Path(getattr(brain.hparams, "output_folder", "."))
+        stems = {
+            key: path.stem for key, path in result_paths(brain, folder).items()
+        }
+        used = set() if self.report is None else set(self.report.names())
+        for key in sorted(stems, key=lambda k: ("wer" not in k, k)):
+            name = stems[key]
+            for prefix in ("wer_", "cer_"):
+                name = name[len(prefix) :] if name.startswith(prefix) else name
+            if name not in used:
+                return name
+        return f"test {len(used) + 1}"
+
+    def _plan(self, brain, conversion: Conversion) -> Planned:
+        """Return the plan for the weights as they are now."""
+        digest = weights_digest(conversion.root)
+        if self._planned is not None and self._planned[0] == digest:
+            return self._planned[1]
+        settings, folder = self.settings, self._folder(brain)
+        if settings.plan is not None:
+            planned = make_plan(conversion, settings, None, None)
+        else:
+            loader = validation_loader(brain, *self._data)
+            progress = if_main_process() and not brain.noprogressbar
+            seen = BatchSample(
+                loader, settings.calibration_utterances, settings.seed
+            )
+            scored = BatchSample(
+                loader, settings.search_utterances, settings.seed
+            )
+            with (
+                guarded(brain, self.suffix, self.label),
+                validation_stage(brain),
+            ):
+                conversion.root.eval()
+                planned = make_plan(
+                    conversion,
+                    settings,
+                    lambda: _calibrate(brain, seen, progress),
+                    BrainEvaluator(brain, scored, settings.objective),
+                    folder,
+                    progress,
+                )
+        if planned.unreached:
+            logger.warning(
+                "Validation never reaches %d layers; their inputs stay float: "
+                "%s",
+                len(planned.unreached),
+                ", ".join(planned.unreached[:5]),
+            )
+        self._planned = (digest, planned)
+        self.report = Report(self.label, planned)
+        return planned
+
+    def _finish(self, brain, conversion, planned, result) -> None:
+        """Write the checkpoint once, and the report after each test set."""
+        if not if_main_process():
+            return
+        folder = self._folder(brain)
+        report = self.report
+        if report.files is None:
+            report.files = export_checkpoints(
+                folder / "checkpoint",
+                conversion.root,
+                planned.plan,
+                getattr(brain, "checkpointer", None),
+            )
+            planned.plan.save(folder / "plan.json")
+        if result is not None:
+            report.add(result, self.settings.seed)
+        report.save(folder)
+        _log(brain, report.table())
+
+    def _quantize_loaded(self, pretrainer) -> None:
+        """Quantize a pretrainer's modules: no Brain, no metric."""
+        modules = self.modules or {
+            name: obj
+            for name, obj in pretrainer.loadables.items()
+            if isinstance(obj, nn.Module)
+        }
+        if not isinstance(modules, dict):
+            modules = {n: pretrainer.loadables[n] for n in modules}
+        root = _roof(modules)
+        batches, forward = self.calibration
+        settings = self.settings
+        if settings.plan is None and settings.method != "uniform":
+            raise KnobError(
+                "Through a pretrainer there is no metric to search with: use "
+                "method: uniform, or plan: path.json from an earlier run."
+            )
+        conversion = Conversion(root)
+        try:
+            planned = make_plan(
+                conversion,
+                settings,
+                None
+                if batches is None
+                else lambda: _run_batches(root, batches, forward, settings),
+                None,
+            )
+            conversion.apply_plan(planned.plan)
+        except BaseException:
+            conversion.restore()
+            raise
+        self.report = Report(self.label, planned)
+        if self.output_folder is not None and if_main_process():
+            folder = Path(self.output_folder)
+            self.report.files = export_checkpoints(
+                folder / "checkpoint", root, planned.plan, None
+            )
+            planned.plan.save(folder / "plan.json")
+            self.report.save(folder)
+        logger.info("%s", self.report.table())
+
+
+def _suggest_own(err: KnobError, knobs: dict, own) -> KnobError:
+    """Point to one of the block's own arguments where that is nearer."""
+    for key in knobs:
+        hint = nearest(key, own)
+        if hint.startswith(" Did") and f"no knob '{key}'" in str(err):
+            if "Did you mean" not in str(err):
+                return KnobError(f"ptq has no knob '{key}'.{hint}")
+    return err
+
+
+def _find_module(brain, name: str) -> nn.Module:
+    """Return a module of the Brain or of its hparams by name."""
+    if name in brain.modules:
+        return brain.modules[name]
+    module = getattr(brain.hparams, name, None)
+    if isinstance(module, nn.Module):
+        return module
+    known = [
+        *brain.modules,
+        *(
+            k
+            for k, v in vars(brain.hparams).items()
+            if isinstance(v, nn.Module)
+        ),
+    ]
+    raise KnobError(f"modules: there is no '{name}'." + nearest(name, known))
+
+
+def _roof(modules: dict) -> nn.ModuleDict:
+    """Put modules under one roof, without what wraps them for training."""
+    plain = {}
+    for name, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise KnobError(
+                f"modules: '{name}' is a {type(module).__name__}, not a module."
+            )
+        module = getattr(module, "_orig_mod", module)  # torch.compile
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        plain[name] = module
+    if not plain:
+        raise StableQuantError("There is no module to quantize.")
+    return nn.ModuleDict(plain)
+
+
+def _calibrate(brain, sample: BatchSample, progress: bool) -> None:
+    """Run this rank's share of the calibration batches."""
+    mine = range(distributed.rank(), len(sample), distributed.world_size())
+    batches = tqdm(
+        sample.load(mine),
+        total=len(mine),
+        desc="Calibration",
+        unit="batch",
+        dynamic_ncols=True,
+        disable=not progress,
+    )
+    for _, batch in batches:
+        brain.compute_forward(batch, sb.Stage.VALID)
+
+
+def _run_batches(root, batches, forward, settings) -> None:
+    """Run calibration data that the block was given."""
+    if forward is None:
+        if len(root) != 1:
+            raise KnobError(
+                "calibration_forward is needed to run several modules."
+            )
+        only = next(iter(root.values()))
+        forward = lambda modules, batch: only(batch)  # noqa: E731
+    for _, batch in zip(range(settings.calibration_utterances), batches):
+        forward(root, batch)
+
+
+def _timed(run: Callable[[], float]) -> tuple[float, float]:
+    start = time.perf_counter()
+    loss = run()
+    return float(loss), time.perf_counter() - start
+
+
+def _log(brain, table: str) -> None:
+    """Show the table on the terminal and add it to ``train_log.txt``."""
+    logger.info("Post-training quantization\n%s", table)
+    path = getattr(
+        getattr(brain.hparams, "train_logger", None), "save_file", None
+    )
+    if path is not None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(table + "\n")

@@ -1,0 +1,214 @@
+"""Collect results of test passes and write them down."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import speechbrain
+import torch
+
+from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.report.tables import align, megabytes
+from speechbrain_stablequant.scoring import Item, Metric, paired_bootstrap
+
+__all__ = ["Report", "TestResult"]
+
+Metrics = dict[str, tuple[Metric, list[Item]]]
+
+
+@dataclass
+class TestResult:
+    """One test set, scored before and after.
+
+    Arguments
+    ---------
+    name : str
+        Name of the test set.
+    float_loss, loss : float, optional
+        Average loss of the float and of the quantized pass.
+    float_seconds, seconds : float, optional
+        Duration of the passes. The quantized one runs the *reference*
+        execution: it says nothing about the speed of integer kernels.
+    float_metrics, metrics : dict
+        Metric and items by metric name.
+    """
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+
+    name: str
+    float_loss: Optional[float] = None
+    loss: Optional[float] = None
+    float_seconds: Optional[float] = None
+    seconds: Optional[float] = None
+    float_metrics: Metrics = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+
+    def to_dict(self, seed: int) -> dict:
+        """Return plain data, with a paired-bootstrap interval if comparable."""
+        rows = {"loss": {"float": self.float_loss, "quantized": self.loss}}
+        for name, (metric, items) in self.metrics.items():
+            row = {"float": None, "quantized": metric.value(items)}
+            before = self.float_metrics.get(name)
+            if before is not None:
+                row["float"] = metric.value(before[1])
+                interval = paired_bootstrap(before[1], items, metric, seed=seed)
+                row.update(interval.to_dict())
+            row["items"] = len(items)
+            rows[name] = row
+        return {
+            "name": self.name,
+            "metrics": rows,
+            "float_pass_seconds": self.float_seconds,
+            "reference_pass_seconds": self.seconds,
+        }
+
+
+class Report:
+    """The results of one plan over any number of test sets.
+
+    Arguments
+    ---------
+    label : str
+        A few words for the plan.
+    planned : Planned
+        The plan with its coverage and search report.
+    """
+
+    def __init__(self, label: str, planned: Planned):
+        self.label, self.planned = label, planned
+        self.files: Optional[list[dict]] = None
+        self.tests: list[dict] = []
+
+    def names(self) -> list[str]:
+        """Return the names of the test sets so far."""
+        return [test["name"] for test in self.tests]
+
+    def add(self, result: TestResult, seed: int) -> None:
+        """Add the result of a test set."""
+        self.tests.append(result.to_dict(seed))
+
+    def to_dict(self) -> dict:
+        """Return all of the report as plain data."""
+        planned = self.planned
+        return {
+            "label": self.label,
+            "tests": self.tests,
+            "files": self.files or [],
+            "coverage": {
+                "fraction": planned.coverage.fraction,
+                "parameters": planned.coverage.to_list(),
+            },
+            "search": planned.search,
+            "clipping": self._clipping(),
+            "unreached_layers": planned.unreached,
+            "environment": {
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                "torch": torch.__version__,
+                "speechbrain": speechbrain.__version__,
+                "threads": torch.get_num_threads(),
+            },
+        }
+
+    def _clipping(self) -> list[dict]:
+        return [
+            {
+                "layer": name,
+                "input": slot,
+                "unit": layer.unit,
+                "percentile": plan.percentile,
+                "range": [plan.low, plan.high],
+                "clipped": plan.clipped,
+            }
+            for name, layer in self.planned.plan.layers.items()
+            for slot, plan in layer.inputs.items()
+        ]
+
+    def save(self, folder: Path) -> Path:
+        """Write ``report.json`` and return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "report.json"
+        text = json.dumps(self.to_dict(), indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
+        return path
+
+    # -- the table ---------------------------------------------------------------
+
+    def table(self) -> str:
+        """Return the table for the terminal and ``train_log.txt``."""
+        lines = [f"PTQ {self.label}"]
+        lines += align(
+            [("", "float", "quantized", "change [95 % interval]")]
+            + [row for test in self.tests for row in _test_rows(test)]
+            + [_size_row(file) for file in self.files or []]
+        )
+        lines += self._remarks()
+        return "\n".join(lines)
+
+    def _remarks(self) -> list[str]:
+        planned = self.planned
+        lines = [f"weights quantized: {planned.coverage.fraction:.1%} of bytes"]
+        rest = [r for r in planned.coverage.rows if r.is_weight]
+        rest = [r for r in rest if r.status != "quantized"]
+        for row in sorted(rest, key=lambda r: -r.num_bytes)[:5]:
+            lines.append(f"  not {row.name}: {row.detail}")
+        if planned.unreached:
+            lines.append(
+                f"  inputs left float in {len(planned.unreached)} layers that "
+                "validation never reaches"
+            )
+        lines += _search_lines(planned.search)
+        return lines
+
+
+def _test_rows(test: dict):
+    for name, row in test["metrics"].items():
+        change = ""
+        if row.get("change") is not None:
+            change = f"{row['change']:+.2f}"
+            if row["low"] is not None:
+                change += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+        yield (
+            f"{test['name']} {name}",
+            _number(row["float"]),
+            _number(row["quantized"]),
+            change,
+        )
+
+
+def _number(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _size_row(file: dict):
+    ratio = file["num_bytes"] / file["float_num_bytes"]
+    return (
+        f"{file['name']}.ckpt",
+        megabytes(file["float_num_bytes"]),
+        megabytes(file["num_bytes"]),
+        f"{ratio:.1%} of the bytes",
+    )
+
+
+def _search_lines(search: dict) -> list[str]:
+    """Say which units were flagged, what was cut and what it cost."""
+    if "flagged" not in search:
+        return []
+    if not search["flagged"]:
+        lines = ["flagged units: none"]
+    else:
+        lines = ["flagged units:"]
+    for unit in search["flagged"]:
+        rise = search["sensitivity"][unit]["change"]
+        cut = search["percentiles"][unit]["chosen"]
+        lines.append(f"  {unit}: {rise:+.2f} with max, cut at {cut:g} %")
+    cost = search["cost"]
+    lines.append(
+        f"search: {cost['evaluations']} evaluations, "
+        f"{cost['forward_passes']:.1f} passes over the search set, of which "
+        f"{cost['computed_passes']:.1f} were computed"
+        + (f"; {cost['resumed']} resumed" if cost["resumed"] else "")
+    )
+    return lines
