@@ -51,7 +51,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     Returns
     -------
     str
-        ``" Did you mean 'x'?"`` or, with nothing near, the list of all names.
+        ``" Did you mean 'x'?"`` or, with nothing near, the list of all names
+        (of a few, when there are many).
 
     Example
     -------
@@ -62,4 +63,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if match:
         return f" Did you mean '{match[0]}'?"
-    return f" Known: {', '.join(known)}."
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return f" Known: {', '.join(known[:20])}{more}."

@@ -1,5 +1,6 @@
 """Write what stock SpeechBrain needs to load the quantized model."""
 
+import hashlib
 from pathlib import Path
 from typing import Optional
 
@@ -17,7 +18,25 @@ from speechbrain_stablequant.checkpoint import save_quantized
 from speechbrain_stablequant.layers import QuantizedModule
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
-__all__ = ["export_checkpoints"]
+__all__ = ["export_checkpoints", "save_plan"]
+
+
+def save_plan(plan: QuantizationPlan, path: Path) -> Path:
+    """Write a plan; another plan there, perhaps edited by hand, is kept.
+
+    Arguments
+    ---------
+    plan : QuantizationPlan
+        The plan.
+    path : Path
+        Where to write. An older plan moves to ``<stem>.<hash>.json``.
+    """
+    if path.is_file():
+        old = path.read_bytes()
+        if old != (plan.to_json() + "\n").encode():
+            mark = hashlib.sha256(old).hexdigest()[:8]
+            path.replace(path.with_suffix(f".{mark}{path.suffix}"))
+    return plan.save(path)
 
 
 def export_checkpoints(

@@ -1,6 +1,7 @@
 """The order of the steps, for a Brain and for a plain module alike."""
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -9,7 +10,7 @@ import torch
 from speechbrain_stablequant import distributed
 from speechbrain_stablequant.calibration import ActivationCollector, Statistics
 from speechbrain_stablequant.coverage import Coverage, cover
-from speechbrain_stablequant.errors import CalibrationError
+from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
 from speechbrain_stablequant.layers import Conversion, quantizable_layers
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.scoring import Evaluator
@@ -92,6 +93,7 @@ def make_plan(
         coverage = cover(conversion, plan.layers, settings)
         coverage.check(settings.min_coverage)
         return Planned(plan, coverage)
+    _check_patterns(conversion, settings)
     layers = _selected(conversion, settings)
     # Too small a coverage is known before the long part begins.
     _coverage(conversion, layers, settings).check(settings.min_coverage)
@@ -134,6 +136,19 @@ def _selected(conversion: Conversion, settings: Settings):
         if settings.kept_by(name) is None
         and settings.layer_widths(name)[0] != 32
     ]
+
+
+def _check_patterns(conversion: Conversion, settings: Settings) -> None:
+    """Refuse a pattern that matches nothing: it is most likely a typo."""
+    layers = [name for name, _, _ in quantizable_layers(conversion.root)]
+    names = [*layers, *(n for n, _ in conversion.root.named_parameters())]
+    for knob in ("keep", "layer_bits"):
+        for pattern in getattr(settings, knob):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise KnobError(
+                    f"{knob}: '{pattern}' matches no layer."
+                    + nearest(pattern, layers)
+                )
 
 
 def _coverage(conversion, layers, settings) -> Coverage:

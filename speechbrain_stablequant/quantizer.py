@@ -1,5 +1,6 @@
 """`PostTrainingQuantizer`: the block that a user adds to a recipe."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -20,7 +21,7 @@ from speechbrain_stablequant.brain import (
     validation_stage,
 )
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
-from speechbrain_stablequant.export import export_checkpoints
+from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.guard import guarded, result_paths
 from speechbrain_stablequant.layers import Conversion, cached_weights
 from speechbrain_stablequant.pipeline import Planned, make_plan
@@ -104,10 +105,10 @@ class PostTrainingQuantizer:
         calibration_forward: Optional[Callable] = None,
         **knobs: Any,
     ):
-        try:
-            self.settings = Settings.from_knobs(knobs, "ptq")
-        except KnobError as err:
-            raise _suggest_own(err, knobs, self._own) from None
+        if pretrainer is not None and knobs.get("plan") is None:
+            knobs.setdefault("method", "uniform")  # there is no metric
+        _check_names(knobs, self._own)
+        self.settings = Settings.from_knobs(knobs, "ptq")
         if when not in ("evaluate", "fit"):
             raise KnobError(
                 f"when '{when}' is unknown."
@@ -296,7 +297,7 @@ class PostTrainingQuantizer:
                 planned.plan,
                 getattr(brain, "checkpointer", None),
             )
-            planned.plan.save(folder / "plan.json")
+            save_plan(planned.plan, folder / "plan.json")
         if result is not None:
             report.add(result, self.settings.seed)
         report.save(folder)
@@ -339,19 +340,17 @@ class PostTrainingQuantizer:
             self.report.files = export_checkpoints(
                 folder / "checkpoint", root, planned.plan, None
             )
-            planned.plan.save(folder / "plan.json")
+            save_plan(planned.plan, folder / "plan.json")
             self.report.save(folder)
         logger.info("%s", self.report.table())
 
 
-def _suggest_own(err: KnobError, knobs: dict, own) -> KnobError:
-    """Point to one of the block's own arguments where that is nearer."""
+def _check_names(knobs: dict, own) -> None:
+    """Refuse unknown knobs, pointing to the nearest of all there are."""
+    known = [*own, *(f.name for f in dataclasses.fields(Settings))]
     for key in knobs:
-        hint = nearest(key, own)
-        if hint.startswith(" Did") and f"no knob '{key}'" in str(err):
-            if "Did you mean" not in str(err):
-                return KnobError(f"ptq has no knob '{key}'.{hint}")
-    return err
+        if key not in known:
+            raise KnobError(f"ptq has no knob '{key}'." + nearest(key, known))
 
 
 def _find_module(brain, name: str) -> nn.Module:

@@ -129,6 +129,8 @@ class CandidateRunner:
     def _run_batch(self, index, batch, candidates, bar):
         context, evaluator = self.context, self.context.evaluator
         batches = evaluator.num_batches
+        known = context.journal.get(_key(FLOAT, index)) is not None
+        reusable = any(c.unit is not None for c in candidates)
         units = list(context.units)
         with (
             torch.no_grad(),
@@ -138,10 +140,11 @@ class CandidateRunner:
                 context.settings.search_num_bytes,
             ) as cache,
         ):
-            with cache.record():
-                items = evaluator.evaluate(batch)
-            context.journal.put(_key(FLOAT, index), items)
-            self._count(1 / batches, 1.0)
+            if reusable or not known:
+                with cache.record():
+                    items = evaluator.evaluate(batch)
+                context.journal.put(_key(FLOAT, index), items)
+                self._count(1 / batches, 1.0)
             bar.update()
             for candidate in candidates:
                 bar.set_postfix_str(candidate.name, refresh=False)
