@@ -50,16 +50,14 @@ class Journal:
         self.identity = identity
         self.results: dict[str, list[Item]] = {}
         self.resumed = 0
-        self._file = None
+        self._file = self._path = None
         if folder is None:
             return
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob("search*.jsonl")):
+        name = f"search.rank{rank}.jsonl" if rank else "search.jsonl"
+        self._path = Path(folder) / name
+        for path in sorted(Path(folder).glob("search*.jsonl")):
             self._read(path)
         self.resumed = len(self.results)
-        name = f"search.rank{rank}.jsonl" if rank else "search.jsonl"
-        self._open(folder / name)
 
     def _read(self, path: Path) -> None:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -72,6 +70,7 @@ class Journal:
                 self.results[entry["key"]] = items
 
     def _open(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         ours = False
         if path.exists() and path.stat().st_size:
             with open(path, encoding="utf-8", errors="replace") as file:
@@ -90,7 +89,9 @@ class Journal:
     def put(self, key: str, items: list[Item]) -> None:
         """Remember the items of one evaluation."""
         self.results[key] = items
-        if self._file is not None:
+        if self._path is not None:
+            if self._file is None:
+                self._open(self._path)
             self._write({"key": key, "items": items})
 
     def get(self, key: str) -> Optional[list[Item]]:
