@@ -199,6 +199,21 @@ class PostTrainingQuantizer:
             result.float_metrics = find_metrics(brain)
         else:
             brain.on_evaluate_start(**keys)
+        self.evaluate_quantized(brain, run, result)
+        return result.loss if result.float_loss is None else result.float_loss
+
+    def evaluate_quantized(self, brain, run, result: TestResult) -> None:
+        """Quantize what the Brain holds now, score it and restore it.
+
+        Arguments
+        ---------
+        brain : speechbrain.Brain
+            The Brain, its float weights loaded.
+        run : callable
+            The recipe's own ``evaluate`` with its arguments.
+        result : TestResult
+            Filled with the quantized scores, and added to the report.
+        """
         with Conversion(self._root(brain)) as conversion:
             planned = self._plan(brain, conversion)
             conversion.apply_plan(planned.plan)
@@ -210,7 +225,6 @@ class PostTrainingQuantizer:
                 result.loss, result.seconds = _timed(run)
                 result.metrics = find_metrics(brain)
             self._finish(brain, conversion, planned, result)
-        return result.loss if result.float_loss is None else result.float_loss
 
     # -- the steps ---------------------------------------------------------------
 
