@@ -41,12 +41,15 @@ class Planned:
         The report of the search method, plain data.
     unreached : list of str
         Layers that calibration never reached: weight-only.
+    statistics : dict
+        What calibration saw; serves another plan of the same weights.
     """
 
     plan: QuantizationPlan
     coverage: Coverage
     search: dict[str, Any] = field(default_factory=dict)
     unreached: list[str] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=dict)
 
 
 def make_plan(
@@ -56,6 +59,7 @@ def make_plan(
     evaluator: Optional[Evaluator],
     folder: Optional[Path] = None,
     progress: bool = True,
+    statistics: Optional[Statistics] = None,
 ) -> Planned:
     """Calibrate, search and check the coverage.
 
@@ -73,6 +77,8 @@ def make_plan(
         Where the search keeps its journal.
     progress : bool
         Whether to show progress bars.
+    statistics : dict, optional
+        What an earlier calibration of the same weights saw; saves another.
 
     Returns
     -------
@@ -97,7 +103,8 @@ def make_plan(
     layers = _selected(conversion, settings)
     # Too small a coverage is known before the long part begins.
     _coverage(conversion, layers, settings).check(settings.min_coverage)
-    statistics = _statistics(conversion, layers, settings, calibrate)
+    if not statistics:
+        statistics = _statistics(conversion, layers, settings, calibrate)
     unreached = [
         name
         for name, _, cls in layers
@@ -125,7 +132,7 @@ def make_plan(
     )
     notes = dict.fromkeys(unreached, "calibration never reached it")
     coverage = cover(conversion, plan.layers, settings, notes)
-    return Planned(plan, coverage, result.report, unreached)
+    return Planned(plan, coverage, result.report, unreached, statistics)
 
 
 def _selected(conversion: Conversion, settings: Settings):

@@ -122,6 +122,7 @@ class PostTrainingQuantizer:
         self.calibration = (calibration_batches, calibration_forward)
         self._data: tuple = (None, {})
         self._planned: Optional[tuple[str, Planned]] = None
+        self._statistics: dict = {}
         self.report: Optional[Report] = None
         if checkpointer is not None:
             self._watch_checkpointer(checkpointer)
@@ -286,6 +287,7 @@ class PostTrainingQuantizer:
                     BrainEvaluator(brain, scored, settings.objective),
                     folder,
                     progress,
+                    self._statistics.get(digest),
                 )
         if planned.unreached:
             logger.warning(
@@ -295,6 +297,7 @@ class PostTrainingQuantizer:
                 ", ".join(planned.unreached[:5]),
             )
         self._planned = (digest, planned)
+        self._statistics = {digest: planned.statistics}
         self.report = Report(self.label, planned)
         return planned
 

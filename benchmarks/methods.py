@@ -1,0 +1,155 @@
+"""Compare quantization methods on a trained recipe, over one float pass.
+
+    python benchmarks/methods.py recipes/SpeechCommands/ASR/CTC/train.py \
+        recipes/SpeechCommands/ASR/CTC/hparams/wav2vec2_small.yaml \
+        --data_folder DATA --output_folder results/wav2vec2_small/1986
+
+Runs the recipe with ``--test_only`` and, instead of its own ``ptq`` block, one
+that tries every method at every width. Prints a Markdown table and writes
+``<output_folder>/ptq/methods.json``. All further arguments go to the recipe.
+Limit the grid with ``--ptq '{widths: [W8A8], methods: [max]}'``.
+"""
+
+import dataclasses
+import json
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_stablequant.brain import find_metrics
+from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+from speechbrain_stablequant.report import TestResult
+
+logger = get_logger(__name__)
+
+OBSERVERS = ("max", "percentile", "mse", "entropy")
+WIDTHS = ("W8A8", "W4A8", "W8A6", "W6A6", "W8A4", "W4A4")
+
+
+class MethodComparison(PostTrainingQuantizer):
+    """A ``ptq`` block that tries a grid of methods and widths.
+
+    Arguments
+    ---------
+    widths : list of str
+        Widths to try.
+    methods : list of str
+        Observers (for ``uniform``), or ``stablequant``.
+    **knobs : dict
+        As for `PostTrainingQuantizer`.
+    """
+
+    def __init__(self, widths=WIDTHS, methods=None, **knobs):
+        super().__init__(**knobs)
+        self.widths = widths
+        self.methods = methods or (*OBSERVERS, "stablequant")
+        self.rows = []
+
+    def evaluate(self, brain, run, keys):
+        """Run the float pass once, then one quantized pass for each cell."""
+        base, name = self.settings, self._test_name(brain)
+        loss = run()
+        metrics = find_metrics(brain)
+        top = self._folder(brain)
+        for method in self.methods:
+            for width in self.widths:
+                uniform = method != "stablequant"
+                self.settings = dataclasses.replace(
+                    base,
+                    bits=width,
+                    method="uniform" if uniform else method,
+                    observer=method if uniform else "mse",
+                )
+                self._planned, self.report = None, None
+                self.output_folder = top / "methods" / f"{method}_{width}"
+                result = TestResult(name, loss, float_metrics=metrics)
+                self.evaluate_quantized(brain, run, result)
+                self.rows.append(
+                    {"method": method, "width": width, **self.report.to_dict()}
+                )
+        self.settings, self.output_folder = base, None
+        self._write(top)
+        return loss
+
+    def _write(self, folder: Path) -> None:
+        for row in self.rows:
+            row.pop("coverage", None)
+            row.pop("clipping", None)
+        path = folder / "methods.json"
+        path.write_text(json.dumps(self.rows, indent=1) + "\n")
+        print(markdown(self.rows, self.widths))
+        print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+def markdown(rows, widths) -> str:
+    """Return a table: a row for each method, a column for each width."""
+    tests = list(dict.fromkeys(row["tests"][-1]["name"] for row in rows))
+    lines = []
+    for test in tests:
+        mine = [r for r in rows if r["tests"][-1]["name"] == test]
+        metric = next(k for k in mine[0]["tests"][-1]["metrics"] if k == "WER")
+        float_value = mine[0]["tests"][-1]["metrics"][metric]["float"]
+        lines += [f"**{test}**, {metric} of the float model: {float_value:.2f}"]
+        lines += ["", "| method | " + " | ".join(widths) + " |"]
+        lines += ["|---" * (len(widths) + 1) + "|"]
+        for method in dict.fromkeys(r["method"] for r in mine):
+            cells = {
+                r["width"]: _cell(r["tests"][-1]["metrics"][metric])
+                for r in mine
+                if r["method"] == method
+            }
+            row = " | ".join(cells.get(w, "") for w in widths)
+            lines.append(f"| {method} | {row} |")
+        sizes = {r["width"]: _ratio(r["files"]) for r in mine}
+        row = " | ".join(
+            f"{sizes[w]:.1%}" if w in sizes else "" for w in widths
+        )
+        lines += [f"| *bytes of float* | {row} |", ""]
+    return "\n".join(lines)
+
+
+def _cell(row) -> str:
+    return (
+        f"{row['quantized']:.2f} ({row['change']:+.2f} "
+        f"[{row['low']:+.2f}, {row['high']:+.2f}])"
+    )
+
+
+def _ratio(files) -> float:
+    after = sum(f["num_bytes"] for f in files)
+    return after / sum(f["float_num_bytes"] for f in files)
+
+
+def main(script: str, hparams: str, *arguments: str) -> None:
+    """Run a recipe's script with its ``ptq`` block replaced by ours."""
+    with open(hparams, encoding="utf-8") as file:
+        text = file.read()
+    lines, inside = [], False
+    for line in text.splitlines():
+        inside = line.startswith("ptq:") or (inside and line[:1] in (" ", ""))
+        if not inside:
+            lines.append(line)
+    lines += [
+        "",
+        "ptq: !new:benchmarks.methods.MethodComparison",
+        "   checkpointer: !ref <checkpointer>",
+    ]
+    sys.path[:0] = [
+        str(Path(__file__).resolve().parents[1]),
+        str(Path(script).resolve().parent),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        block = Path(folder) / Path(hparams).name
+        block.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sys.argv = [script, str(block), "--test_only", *arguments]
+        runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
