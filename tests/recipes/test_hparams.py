@@ -1,0 +1,93 @@
+"""The YAML files of the project: blocks, recipes, and what they promise."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+from hyperpyyaml import load_hyperpyyaml
+
+from speechbrain_stablequant import PostTrainingQuantizer
+from speechbrain_stablequant.errors import KnobError
+from speechbrain_stablequant.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS = sorted((ROOT / "hparams").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*/*/*/hparams/*.yaml"))
+TRAINING = [p for p in RECIPES if p.name != "inference.yaml"]
+CHECKPOINTER = """
+checkpointer: !new:speechbrain.utils.checkpoints.Checkpointer
+   checkpoints_dir: {folder}
+"""
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def load_block(path, folder, overrides=None):
+    text = CHECKPOINTER.format(folder=folder) + path.read_text()
+    return load_hyperpyyaml(text, overrides)["ptq"]
+
+
+@pytest.mark.parametrize("path", BLOCKS, ids=name)
+def test_block_loads(path, tmp_path):
+    assert isinstance(load_block(path, tmp_path), PostTrainingQuantizer)
+
+
+def test_all_knobs_are_listed_with_their_defaults(tmp_path):
+    path = ROOT / "hparams" / "ptq_all_knobs.yaml"
+    settings = load_block(path, tmp_path).settings
+    assert {k: _plain(v) for k, v in vars(settings).items()} == {
+        k: _plain(v) for k, v in vars(Settings()).items()
+    }
+    text = path.read_text()
+    own = inspect.signature(PostTrainingQuantizer).parameters
+    through_pretrainer = {
+        "pretrainer",
+        "calibration_batches",
+        "calibration_forward",
+        "knobs",
+    }
+    knobs = [f.name for f in dataclasses.fields(Settings)]
+    for knob in [*knobs, *(k for k in own if k not in through_pretrainer)]:
+        assert f"   {knob}: " in text, f"{knob} is not in {path.name}"
+
+
+def _plain(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def test_flat_knobs_work_from_the_command_line(tmp_path):
+    path = ROOT / "hparams/LibriSpeech/ASR/CTC/ptq_wav2vec2.yaml"
+    block = load_block(path, tmp_path, {"ptq_bits": "W4A6"})
+    assert block.settings.bits == "W4A6"
+
+
+def test_a_wrong_knob_on_the_command_line_names_the_nearest(tmp_path):
+    path = ROOT / "hparams" / "ptq.yaml"
+    with pytest.raises(KnobError, match="calibration_utterances"):
+        load_block(path, tmp_path, {"ptq": {"calibration_utterence": 3}})
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_every_training_recipe_has_a_block(path):
+    assert "!new:speechbrain_stablequant.PostTrainingQuantizer" in (
+        path.read_text()
+    )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_yaml_looks_like_speechbrain(path):
+    text = path.read_text()
+    assert text.startswith("# ####"), "the header box is missing"
+    if path in TRAINING:
+        assert "\nseed: 1986\n__set_seed: !apply:" in text
+        assert "\noutput_folder: !ref results/" in text
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").glob("*/*/*/train.py")), ids=name
+)
+def test_recipe_script_exists_and_compiles(path):
+    compile(path.read_text(), str(path), "exec")
