@@ -169,7 +169,8 @@ class PostTrainingQuantizer:
         """Quantize at the end of ``fit``, for recipes without ``evaluate``."""
         if self.when != "fit":
             return
-        if brain.checkpointer is not None:
+        # With --test_only nothing is loaded yet; else the weights are trained.
+        if brain.test_only and brain.checkpointer is not None:
             brain.checkpointer.recover_if_possible()
         with Conversion(self._root(brain)) as conversion:
             planned = self._plan(brain, conversion)
