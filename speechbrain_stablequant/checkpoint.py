@@ -14,9 +14,7 @@ before the model is touched; on any error the model is as it was.
 import hashlib
 import json
 import math
-import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -25,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from speechbrain_stablequant.container import order_header, write_atomically
 from speechbrain_stablequant.errors import CheckpointError, PlanError, nearest
 from speechbrain_stablequant.layers import (
     Conversion,
@@ -105,7 +104,8 @@ def save_quantized(
         "extra": json.dumps(extra or {}, sort_keys=True),
     }
     header["sha256"] = _digest(tensors, header)
-    _write_atomically(Path(path), save(tensors, metadata=header))
+    data = order_header(save(tensors, metadata=header))
+    write_atomically(Path(path), data)
     return Path(path)
 
 
@@ -150,23 +150,6 @@ def _digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}."
-    )
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 # -- reading -----------------------------------------------------------------
