@@ -1,6 +1,7 @@
 """Collect results of test passes and write them down."""
 
 import json
+import math
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,8 @@ class Report:
         """Write ``report.json`` and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
-        text = json.dumps(self.to_dict(), indent=1)
+        plain = _finite(self.to_dict())
+        text = json.dumps(plain, indent=1, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
         return path
 
@@ -161,6 +163,17 @@ class Report:
             )
         lines += _search_lines(planned.search)
         return lines
+
+
+def _finite(value):
+    """Replace nan and infinity, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _test_rows(test: dict):
