@@ -6,6 +6,7 @@ overrides itself; all ``on_*`` hooks stay the recipe's.
 
 import contextlib
 import inspect
+import random
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
@@ -322,20 +323,41 @@ def validation_loader(brain: sb.Brain, valid_set, loader_kwargs) -> Any:
 
 
 @contextlib.contextmanager
+def preserved(brain: sb.Brain) -> Iterator[None]:
+    """Leave no trace in a Brain: attributes, metrics, modes, random numbers.
+
+    What follows (a script that reads the metrics, another epoch) then goes as
+    if the block had not been there.
+    """
+    before = dict(vars(brain))
+    metrics = [(m, dict(vars(m))) for m in metrics_of(brain).values()]
+    modes = {m: m.training for m in brain.modules.modules()}
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = torch.cuda.is_initialized()
+    devices = range(torch.cuda.device_count()) if cuda else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        vars(brain).clear()
+        vars(brain).update(before)
+        for stats, attributes in metrics:
+            vars(stats).clear()
+            vars(stats).update(attributes)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
 def validation_stage(brain: sb.Brain) -> Iterator[None]:
     """Put a Brain into its VALID stage, and back as it was.
 
     ``on_stage_end`` is never called: it anneals rates and saves checkpoints.
     """
-    before = dict(vars(brain))
-    modes = {m: m.training for m in brain.modules.modules()}
     counter = getattr(brain.hparams, "epoch_counter", None)
-    try:
+    with preserved(brain):
         brain.on_stage_start(sb.Stage.VALID, getattr(counter, "current", 1))
         brain.modules.eval()
         yield
-    finally:
-        vars(brain).clear()
-        vars(brain).update(before)
-        for module, mode in modes.items():
-            module.training = mode

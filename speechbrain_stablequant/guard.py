@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 __all__ = ["guarded", "result_paths", "with_suffix"]
@@ -44,7 +45,7 @@ def with_suffix(path: Path, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def guarded(
-    brain, suffix: str, label: str, folder: Optional[Path] = None
+    brain, suffix: str, label: str, ours: Optional[Path] = None
 ) -> Iterator[None]:
     """Guard a Brain's folder and checkpoints while the block runs.
 
@@ -57,11 +58,10 @@ def guarded(
     label : str
         Added to what the pass logs, so that a line in ``train_log.txt`` can
         be told from the float one.
-    folder : Path, optional
-        The experiment folder; by default ``hparams.output_folder``.
+    ours : Path, optional
+        Folder of the plugin's own results, which are not the pass's.
     """
-    if folder is None:
-        folder = _output_folder(brain)
+    folder = _output_folder(brain)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_checkpointers_off(brain))
         stack.enter_context(
@@ -69,7 +69,8 @@ def guarded(
         )
         stack.enter_context(_labelled_log(brain, label))
         if folder is not None and folder.is_dir():
-            stack.enter_context(_kept_files(brain, folder, suffix))
+            if if_main_process():  # several at once would move each other's
+                stack.enter_context(_kept_files(brain, folder, suffix, ours))
             stack.enter_context(_redirected(brain, folder, suffix))
         yield
 
@@ -180,32 +181,33 @@ def _checkpoint_folders(brain) -> list[Path]:
 @contextlib.contextmanager
 def _redirected(brain, folder: Path, suffix: str) -> Iterator[None]:
     """Point the recipe's result files elsewhere."""
-    before = result_paths(brain, folder)
-    copies = {}
-    for key, path in before.items():
+    before, copies = {}, {}
+    for key, path in result_paths(brain, folder).items():
+        before[key] = getattr(brain.hparams, key)
         # A file may be an input as well: copy it, so that reading works.
         target = with_suffix(path, suffix)
-        if path.is_file() and not target.exists():
+        if path.is_file() and not target.exists() and if_main_process():
             copies[target] = path.read_bytes()
             target.write_bytes(copies[target])
         setattr(brain.hparams, key, str(target))
     try:
         yield
     finally:
-        for key, path in before.items():
-            setattr(brain.hparams, key, str(path))
+        vars(brain.hparams).update(before)
         for target, data in copies.items():
             if target.is_file() and target.read_bytes() == data:
                 target.unlink()
 
 
 @contextlib.contextmanager
-def _kept_files(brain, folder: Path, suffix: str) -> Iterator[None]:
+def _kept_files(brain, folder: Path, suffix: str, ours) -> Iterator[None]:
     """Set aside under a suffix whatever else the pass writes.
 
     This catches files whose names no hyperparameter holds.
     """
     skip = _checkpoint_folders(brain)
+    if ours is not None:
+        skip.append(ours.resolve())
     before = {p: p.read_bytes() for p in _small_files(folder, skip)}
     try:
         yield
@@ -229,12 +231,11 @@ def _kept_files(brain, folder: Path, suffix: str) -> Iterator[None]:
 
 
 def _small_files(folder: Path, skip) -> list[Path]:
-    ours = (folder / "ptq").resolve()
     return [
         path
         for path in folder.rglob("*")
         if path.is_file()
         and path.name not in _LOGS
-        and not any(s in path.resolve().parents for s in [*skip, ours])
+        and not any(s in path.resolve().parents for s in skip)
         and path.stat().st_size <= _MAX_KEPT_BYTES
     ]

@@ -17,15 +17,18 @@ from speechbrain_stablequant.brain import (
     BrainEvaluator,
     attach,
     find_metrics,
+    preserved,
     validation_loader,
     validation_stage,
 )
-from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.errors import KnobError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.guard import guarded, result_paths
 from speechbrain_stablequant.layers import Conversion, cached_weights
 from speechbrain_stablequant.pipeline import Planned, make_plan
+from speechbrain_stablequant.pretrained import watch_pretrainer
 from speechbrain_stablequant.report import Report, TestResult
+from speechbrain_stablequant.roots import find_module, roof
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings, parse_bits
 
@@ -127,7 +130,7 @@ class PostTrainingQuantizer:
         if checkpointer is not None:
             self._watch_checkpointer(checkpointer)
         if pretrainer is not None:
-            self._watch_pretrainer(pretrainer)
+            watch_pretrainer(pretrainer, self)
 
     @property
     def label(self) -> str:
@@ -148,17 +151,6 @@ class PostTrainingQuantizer:
 
         checkpointer.add_recoverable = watched
 
-    def _watch_pretrainer(self, pretrainer) -> None:
-        """Quantize what the pretrainer loads, right after it has loaded it."""
-        load_collected = pretrainer.load_collected
-
-        def watched(*args, **kwargs):
-            result = load_collected(*args, **kwargs)
-            self._quantize_loaded(pretrainer)
-            return result
-
-        pretrainer.load_collected = watched
-
     # -- what the mixin calls --------------------------------------------------------
 
     def remember_data(self, valid_set, loader_kwargs: dict) -> None:
@@ -172,7 +164,7 @@ class PostTrainingQuantizer:
         # With --test_only nothing is loaded yet; else the weights are trained.
         if brain.test_only and brain.checkpointer is not None:
             brain.checkpointer.recover_if_possible()
-        with Conversion(self._root(brain)) as conversion:
+        with preserved(brain), Conversion(self._root(brain)) as conversion:
             planned = self._plan(brain, conversion)
             conversion.apply_plan(planned.plan)
             self._finish(brain, conversion, planned, None)
@@ -216,11 +208,11 @@ class PostTrainingQuantizer:
         result : TestResult
             Filled with the quantized scores, and added to the report.
         """
-        with Conversion(self._root(brain)) as conversion:
+        with preserved(brain), Conversion(self._root(brain)) as conversion:
             planned = self._plan(brain, conversion)
             conversion.apply_plan(planned.plan)
             with (
-                guarded(brain, self.suffix, self.label),
+                self._guarded(brain),
                 cached_weights(conversion.root),
             ):
                 logger.info("Quantized test pass (%s)", self.label)
@@ -236,8 +228,8 @@ class PostTrainingQuantizer:
         if modules is None:
             modules = dict(brain.modules)
         elif not isinstance(modules, dict):
-            modules = {name: _find_module(brain, name) for name in modules}
-        return _roof(modules)
+            modules = {name: find_module(brain, name) for name in modules}
+        return roof(modules)
 
     def _folder(self, brain) -> Path:
         if self.output_folder is not None:
@@ -264,32 +256,11 @@ class PostTrainingQuantizer:
         digest = weights_digest(conversion.root)
         if self._planned is not None and self._planned[0] == digest:
             return self._planned[1]
-        settings, folder = self.settings, self._folder(brain)
-        if settings.plan is not None:
-            planned = make_plan(conversion, settings, None, None)
+        settings = self.settings
+        if settings.plan is None and settings.needs_data:
+            planned = self._search(brain, conversion, digest)
         else:
-            loader = validation_loader(brain, *self._data)
-            progress = if_main_process() and not brain.noprogressbar
-            seen = BatchSample(
-                loader, settings.calibration_utterances, settings.seed
-            )
-            scored = BatchSample(
-                loader, settings.search_utterances, settings.seed
-            )
-            with (
-                guarded(brain, self.suffix, self.label),
-                validation_stage(brain),
-            ):
-                conversion.root.eval()
-                planned = make_plan(
-                    conversion,
-                    settings,
-                    lambda: _calibrate(brain, seen, progress),
-                    BrainEvaluator(brain, scored, settings.objective),
-                    folder,
-                    progress,
-                    self._statistics.get(digest),
-                )
+            planned = make_plan(conversion, settings, None, None)
         if planned.unreached:
             logger.warning(
                 "Validation never reaches %d layers; their inputs stay float: "
@@ -301,6 +272,34 @@ class PostTrainingQuantizer:
         self._statistics = {digest: planned.statistics}
         self.report = Report(self.label, planned)
         return planned
+
+    def _search(self, brain, conversion: Conversion, digest: str) -> Planned:
+        """Calibrate and search on the recipe's validation data."""
+        settings, folder = self.settings, self._folder(brain)
+        loader = validation_loader(brain, *self._data)
+        progress = if_main_process() and not brain.noprogressbar
+        seen, scored = (
+            BatchSample(loader, count, settings.seed)
+            for count in (
+                settings.calibration_utterances,
+                settings.search_utterances,
+            )
+        )
+        with self._guarded(brain), validation_stage(brain):
+            conversion.root.eval()
+            return make_plan(
+                conversion,
+                settings,
+                lambda: _calibrate(brain, seen, progress),
+                BrainEvaluator(brain, scored, settings.objective),
+                folder,
+                progress,
+                self._statistics.get(digest),
+            )
+
+    def _guarded(self, brain):
+        """Return the guard around whatever runs with quantized modules."""
+        return guarded(brain, self.suffix, self.label, self._folder(brain))
 
     def _finish(self, brain, conversion, planned, result) -> None:
         """Write the checkpoint once, and the report after each test set."""
@@ -321,47 +320,6 @@ class PostTrainingQuantizer:
         report.save(folder)
         _log(brain, report.table())
 
-    def _quantize_loaded(self, pretrainer) -> None:
-        """Quantize a pretrainer's modules: no Brain, no metric."""
-        modules = self.modules or {
-            name: obj
-            for name, obj in pretrainer.loadables.items()
-            if isinstance(obj, nn.Module)
-        }
-        if not isinstance(modules, dict):
-            modules = {n: pretrainer.loadables[n] for n in modules}
-        root = _roof(modules)
-        batches, forward = self.calibration
-        settings = self.settings
-        if settings.plan is None and settings.method != "uniform":
-            raise KnobError(
-                "Through a pretrainer there is no metric to search with: use "
-                "method: uniform, or plan: path.json from an earlier run."
-            )
-        conversion = Conversion(root)
-        try:
-            planned = make_plan(
-                conversion,
-                settings,
-                None
-                if batches is None
-                else lambda: _run_batches(root, batches, forward, settings),
-                None,
-            )
-            conversion.apply_plan(planned.plan)
-        except BaseException:
-            conversion.restore()
-            raise
-        self.report = Report(self.label, planned)
-        if self.output_folder is not None and if_main_process():
-            folder = Path(self.output_folder)
-            self.report.files = export_checkpoints(
-                folder / "checkpoint", root, planned.plan, None
-            )
-            save_plan(planned.plan, folder / "plan.json")
-            self.report.save(folder)
-        logger.info("%s", self.report.table())
-
 
 def _check_names(knobs: dict, own) -> None:
     """Refuse unknown knobs, pointing to the nearest of all there are."""
@@ -369,41 +327,6 @@ def _check_names(knobs: dict, own) -> None:
     for key in knobs:
         if key not in known:
             raise KnobError(f"ptq has no knob '{key}'." + nearest(key, known))
-
-
-def _find_module(brain, name: str) -> nn.Module:
-    """Return a module of the Brain or of its hparams by name."""
-    if name in brain.modules:
-        return brain.modules[name]
-    module = getattr(brain.hparams, name, None)
-    if isinstance(module, nn.Module):
-        return module
-    known = [
-        *brain.modules,
-        *(
-            k
-            for k, v in vars(brain.hparams).items()
-            if isinstance(v, nn.Module)
-        ),
-    ]
-    raise KnobError(f"modules: there is no '{name}'." + nearest(name, known))
-
-
-def _roof(modules: dict) -> nn.ModuleDict:
-    """Put modules under one roof, without what wraps them for training."""
-    plain = {}
-    for name, module in modules.items():
-        if not isinstance(module, nn.Module):
-            raise KnobError(
-                f"modules: '{name}' is a {type(module).__name__}, not a module."
-            )
-        module = getattr(module, "_orig_mod", module)  # torch.compile
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            module = module.module
-        plain[name] = module
-    if not plain:
-        raise StableQuantError("There is no module to quantize.")
-    return nn.ModuleDict(plain)
 
 
 def _calibrate(brain, sample: BatchSample, progress: bool) -> None:
@@ -419,19 +342,6 @@ def _calibrate(brain, sample: BatchSample, progress: bool) -> None:
     )
     for _, batch in batches:
         brain.compute_forward(batch, sb.Stage.VALID)
-
-
-def _run_batches(root, batches, forward, settings) -> None:
-    """Run calibration data that the block was given."""
-    if forward is None:
-        if len(root) != 1:
-            raise KnobError(
-                "calibration_forward is needed to run several modules."
-            )
-        only = next(iter(root.values()))
-        forward = lambda modules, batch: only(batch)  # noqa: E731
-    for _, batch in zip(range(settings.calibration_utterances), batches):
-        forward(root, batch)
 
 
 def _timed(run: Callable[[], float]) -> tuple[float, float]:

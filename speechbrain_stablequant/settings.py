@@ -247,6 +247,12 @@ class Settings:
                 bits = value
         return parse_bits(bits)
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether something is to be observed or measured."""
+        widths = map(parse_bits, (self.bits, *self.layer_bits.values()))
+        return self.method != "uniform" or any(a != 32 for _, a in widths)
+
     def kept_by(self, name: str) -> Optional[str]:
         """Return the pattern of ``keep`` that matches a layer, or None."""
         return next((p for p in self.keep if fnmatchcase(name, p)), None)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from speechbrain_stablequant import (
     PostTrainingQuantizationMixin,
     PostTrainingQuantizer,
@@ -77,9 +78,10 @@ def test_block_quantizes_everything_and_reports(block_run):
         assert rows["WER"]["change"] == pytest.approx(change)
         assert rows["WER"]["low"] <= change <= rows["WER"]["high"]
     assert found["search"]["joint"]["metric"] == "WER"
-    assert brain.hparams.ptq.report.table() in (
-        folder / "train_log.txt"
-    ).read_text()
+    assert (
+        brain.hparams.ptq.report.table()
+        in (folder / "train_log.txt").read_text()
+    )
 
 
 def test_report_agrees_with_the_recipe(block_run):
@@ -116,9 +118,7 @@ def test_sizes_are_those_on_disk(block_run):
     for file in found["files"]:
         path = folder / "ptq" / "checkpoint" / f"{file['name']}.ckpt"
         assert path.stat().st_size == file["num_bytes"]
-        sizes = {
-            p.stat().st_size for p in folder.glob(f"save/*/{path.name}")
-        }
+        sizes = {p.stat().st_size for p in folder.glob(f"save/*/{path.name}")}
         assert file["float_num_bytes"] in sizes
     others = {p.name for p in (folder / "ptq" / "checkpoint").iterdir()}
     assert others == {"wav2vec2.ckpt", "model.ckpt", "tokenizer.ckpt"}

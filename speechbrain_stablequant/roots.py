@@ -1,0 +1,42 @@
+"""Find the modules to quantize and put them under one root."""
+
+from torch import nn
+
+from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+
+__all__ = ["find_module", "roof"]
+
+
+def find_module(brain, name: str) -> nn.Module:
+    """Return a module of the Brain or of its hparams by name."""
+    if name in brain.modules:
+        return brain.modules[name]
+    module = getattr(brain.hparams, name, None)
+    if isinstance(module, nn.Module):
+        return module
+    known = [
+        *brain.modules,
+        *(
+            k
+            for k, v in vars(brain.hparams).items()
+            if isinstance(v, nn.Module)
+        ),
+    ]
+    raise KnobError(f"modules: there is no '{name}'." + nearest(name, known))
+
+
+def roof(modules: dict) -> nn.ModuleDict:
+    """Put modules under one roof, without what wraps them for training."""
+    plain = {}
+    for name, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise KnobError(
+                f"modules: '{name}' is a {type(module).__name__}, not a module."
+            )
+        module = getattr(module, "_orig_mod", module)  # torch.compile
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        plain[name] = module
+    if not plain:
+        raise StableQuantError("There is no module to quantize.")
+    return nn.ModuleDict(plain)
