@@ -6,6 +6,7 @@ experiment folder's float checkpoints or the float pass's files.
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,26 +209,33 @@ def _kept_files(brain, folder: Path, suffix: str, ours) -> Iterator[None]:
     skip = _checkpoint_folders(brain)
     if ours is not None:
         skip.append(ours.resolve())
-    before = {p: p.read_bytes() for p in _small_files(folder, skip)}
+    before = {
+        path: (path.read_bytes(), path.stat())
+        for path in _small_files(folder, skip)
+    }
     try:
         yield
     finally:
         for path in _small_files(folder, skip):
-            data = path.read_bytes()
-            if path.stem.endswith(suffix):
-                continue
-            if before.get(path) == data:
-                continue
-            if path in before and data.startswith(before[path]):
-                continue  # a log that has grown; its writer has it open
-            with_suffix(path, suffix).write_bytes(data)
-            if path in before:
-                path.write_bytes(before[path])
-            else:
-                path.unlink()
-        for path, data in before.items():
+            if not path.stem.endswith(suffix):
+                _set_aside(path, suffix, *before.get(path, (None, None)))
+        for path, (data, _) in before.items():
             if not path.exists():
                 path.write_bytes(data)
+
+
+def _set_aside(path: Path, suffix: str, before, stat) -> None:
+    """Move what the pass has written to another name; bring the old back."""
+    if stat is not None and path.stat().st_mtime_ns == stat.st_mtime_ns:
+        return
+    data = path.read_bytes()
+    if before is None:
+        path.replace(with_suffix(path, suffix))
+    elif data == before or not data.startswith(before):
+        with_suffix(path, suffix).write_bytes(data)
+        path.write_bytes(before)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    # else a log that has grown; its writer has it open
 
 
 def _small_files(folder: Path, skip) -> list[Path]:
