@@ -261,6 +261,11 @@ if __name__ == "__main__":
         hparams
     )
 
+    # Weights to start from, where the YAML has any
+    if "pretrainer" in hparams:
+        hparams["pretrainer"].collect_files()
+        hparams["pretrainer"].load_collected()
+
     # Trainer initialization
     asr_brain = ASR(
         modules=hparams["modules"],
