@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import speechbrain as sb
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
 from tqdm import tqdm
@@ -301,10 +301,9 @@ class PostTrainingQuantizer:
         """Return the guard around whatever runs with quantized modules."""
         return guarded(brain, self.suffix, self.label, self._folder(brain))
 
+    @main_process_only  # all ranks must call it: the toolkit's savers broadcast
     def _finish(self, brain, conversion, planned, result) -> None:
         """Write the checkpoint once, and the report after each test set."""
-        if not if_main_process():
-            return
         folder = self._folder(brain)
         report = self.report
         if report.files is None:

@@ -1,0 +1,93 @@
+"""Two processes under torchrun: one plan, work shared, one writer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import folders, toy
+from .conftest import copy_experiment
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def two_processes(trained, tmp_path_factory):
+    """Run the toy recipe as a user would: ``torchrun train.py ...``."""
+    folder = tmp_path_factory.mktemp("ddp") / "experiment"
+    copy_experiment(trained, folder)
+    yaml = folder.parent / "toy_ptq.yaml"
+    yaml.write_text(toy.YAML.read_text() + toy.BLOCK)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc_per_node", "2", "--standalone"),
+        *("-m", "integration.toy", str(yaml)),
+        *("--output_folder", str(folder), "--distributed_backend", "gloo"),
+        *("--device", "cpu", "--noprogressbar"),
+    ]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    return folder
+
+
+def journal(path) -> set:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert set(lines[0]) == {"search"}
+    return {line["key"] for line in lines[1:] if "float @" not in line["key"]}
+
+
+def test_plan_is_the_same(block_run, two_processes):
+    folder, _, _ = block_run
+    mine, theirs = (f / "ptq" / "plan.json" for f in (two_processes, folder))
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_checkpoints_are_the_same(block_run, two_processes):
+    folder, _, _ = block_run
+    for path in (folder / "ptq" / "checkpoint").iterdir():
+        other = two_processes / "ptq" / "checkpoint" / path.name
+        assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_candidates_are_spread(block_run, two_processes):
+    folder, _, _ = block_run
+    first, second = (
+        journal(two_processes / "ptq" / name)
+        for name in ("search.jsonl", "search.rank1.jsonl")
+    )
+    whole = journal(folder / "ptq" / "search.jsonl")
+    assert first | second == whole
+    assert not first & second
+    assert min(len(first), len(second)) > len(whole) / 3
+
+
+def test_one_process_writes(block_run, float_run, two_processes):
+    folder, _, _ = block_run
+    plain, _, _ = float_run
+    mine = folders.results(two_processes)
+    assert mine == folders.results(folder)
+    assert folders.saved(two_processes) == folders.saved(plain)
+    log = (two_processes / "train_log.txt").read_text()
+    assert log.count("ptq: W8A8") == 2
+    assert log.count("PTQ W8A8") == 2
+
+
+def test_report_is_the_same(block_run, two_processes):
+    folder, _, _ = block_run
+    mine, theirs = folders.report(two_processes), folders.report(folder)
+    for part in ("coverage", "clipping", "unreached_layers"):
+        assert mine[part] == theirs[part]
+    for part in ("sensitivity", "flagged", "percentiles", "joint"):
+        assert mine["search"][part] == theirs["search"][part]
+    for test, other in zip(mine["tests"], theirs["tests"]):
+        assert test["metrics"] == other["metrics"]
