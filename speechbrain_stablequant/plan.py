@@ -5,9 +5,9 @@ a report prints it. A plan can be written to JSON, edited by hand and applied
 again without a search.
 """
 
+import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 WEIGHT_OBSERVERS = ("max", "mse", "percentile")
 FLOAT_DTYPES = ("bfloat16", "float16")
 PLAN_VERSION = 1
+PLAN_FORMAT = "speechbrain_stablequant.plan"
+_LARGEST = 3.4e38  # scales are float32
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class QuantizationScheme:
                     f"dtype '{self.dtype}' is unknown for 16 bits."
                     + nearest(self.dtype, FLOAT_DTYPES)
                 )
-        elif isinstance(self.bits, bool) or self.bits not in range(1, 9):
+        elif type(self.bits) is not int or self.bits not in range(1, 9):
             raise PlanError(
                 f"bits is {self.bits!r}: use 1 to 8 for integers, 16 for "
                 "bfloat16 or float16."
@@ -128,8 +130,10 @@ class QuantizationScheme:
         if self.is_binary:
             return -1
         low = -(2 ** (self.bits - 1)) if self.signed else 0
-        # One bit has no integer to spare for a narrow range.
-        return low + int(self.narrow_range and self.bits > 1)
+        # One bit has no integer to spare for a narrow range; a symmetric
+        # unsigned range would lose the one that stands for zero.
+        spare = self.bits > 1 and (self.signed or not self.symmetric)
+        return low + int(self.narrow_range and spare)
 
     @property
     def qmax(self) -> int:
@@ -185,13 +189,18 @@ class InputPlan:
                 f"{self.scheme.granularity}."
             )
         if not (
-            math.isfinite(self.low)
-            and math.isfinite(self.high)
-            and self.low <= 0 <= self.high
+            -_LARGEST <= self.low <= 0 <= self.high <= _LARGEST
+            and self.high - self.low <= _LARGEST
         ):
             raise PlanError(
                 f"The input range [{self.low}, {self.high}] must be finite "
                 "and contain zero."
+            )
+        scheme = self.scheme
+        if scheme.symmetric and not scheme.signed and self.low < 0:
+            raise PlanError(
+                "A symmetric unsigned scheme cannot hold the input range "
+                f"[{self.low}, {self.high}]: use an affine or signed one."
             )
 
 
@@ -228,6 +237,10 @@ class LayerPlan:
                 f"weight_observer '{self.weight_observer}' is unknown."
                 + nearest(self.weight_observer, WEIGHT_OBSERVERS)
             )
+        if not 0 <= self.weight_percentile <= 100:
+            raise PlanError(
+                f"weight_percentile is {self.weight_percentile}: use 0 to 100."
+            )
 
 
 @dataclass(frozen=True)
@@ -260,7 +273,7 @@ class QuantizationPlan:
         """Return nested plain dictionaries, ready for JSON."""
         body = dataclasses.asdict(self)
         head = {
-            "format": "speechbrain_stablequant.plan",
+            "format": PLAN_FORMAT,
             "version": PLAN_VERSION,
         }
         return {**head, **body}
@@ -283,7 +296,7 @@ class QuantizationPlan:
         """Read a plan from JSON text; ``source`` names it in errors."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as err:
+        except (ValueError, RecursionError) as err:
             raise PlanError(f"{source} is not valid JSON: {err}.") from err
         return cls.from_dict(data, source)
 
@@ -301,6 +314,22 @@ class QuantizationPlan:
         """Build a plan from plain dictionaries, checking every field."""
         if not isinstance(data, dict) or "layers" not in data:
             raise PlanError(f"{source} has no 'layers'.")
+        known = (
+            "format",
+            "version",
+            *(f.name for f in dataclasses.fields(cls)),
+        )
+        for key in data:
+            if key not in known:
+                raise PlanError(
+                    f"{source} has an unknown field '{key}'."
+                    + nearest(key, known)
+                )
+        if data.get("format", PLAN_FORMAT) != PLAN_FORMAT:
+            raise PlanError(
+                f"{source} has 'format' {data['format']!r}; a plan has "
+                f"'{PLAN_FORMAT}'."
+            )
         version = data.get("version", PLAN_VERSION)
         if version != PLAN_VERSION:
             raise PlanError(
@@ -309,14 +338,20 @@ class QuantizationPlan:
             )
         if not isinstance(data["layers"], dict):
             raise PlanError(f"{source}: 'layers' must map names to layers.")
+        method = _plain(
+            data.get("method", "manual"), str, f"{source}, 'method'"
+        )
+        settings = data.get("settings", {})
+        if not isinstance(settings, dict):
+            raise PlanError(f"{source}: 'settings' must be an object.")
         layers = {
             name: _layer_from_dict(value, f"{source}: layer '{name}'")
             for name, value in data["layers"].items()
         }
         return cls(
             layers=layers,
-            method=str(data.get("method", "manual")),
-            settings=dict(data.get("settings", {})),
+            method=method,
+            settings=settings,
         )
 
 
@@ -346,7 +381,8 @@ def _plain(value, kind, where):
     """Check a plain JSON value against the annotation of its field."""
     if kind is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):
+                return float(value)
     elif kind is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
