@@ -123,8 +123,8 @@ def quantize_with(x, scale, zero_point, scheme):
 def split_groups(rows: torch.Tensor, scheme: QuantizationScheme):
     """View (channels, n) rows as (channels, groups, values in a group).
 
-    The last group is filled up with its own last value, which moves neither
-    its minimum nor its maximum. Per tensor, everything is one group.
+    The last group is filled up with its own last value. Per tensor, everything
+    is one group.
     """
     if scheme.granularity == "per_tensor":
         return rows.reshape(1, 1, -1)
@@ -175,6 +175,14 @@ def quantize(rows, scheme, observer="max", percentile=99.99) -> Quantized:
         return Quantized(rows.to(integer_dtype(scheme)), None, None)
     grouped = split_groups(rows.detach().to(torch.float32), scheme)
     scale, zero_point = row_scales(grouped, scheme, observer, percentile)
+    if scheme.granularity == "per_group":
+        uneven = rows.shape[1] % grouped.shape[-1]
+        if uneven:
+            # What the last group was filled up with must not count.
+            last = rows[:, None, -uneven:].detach().to(torch.float32)
+            scale[:, -1:], zero_point[:, -1:] = row_scales(
+                last, scheme, observer, percentile
+            )
     values = quantize_with(
         grouped, scale[..., None], zero_point[..., None], scheme
     )
