@@ -12,6 +12,7 @@ __all__ = ["ActivationHistogram", "NUM_BINS"]
 # where outliers are a hundred times larger, as they are inside wav2vec 2.0.
 NUM_BINS = 16384
 _CHUNK = 1 << 20
+_NARROWEST = -120  # exponent; the inverse of a width must fit into float32
 
 
 class ActivationHistogram:
@@ -27,10 +28,10 @@ class ActivationHistogram:
     -------
     >>> a, b = ActivationHistogram(), ActivationHistogram()
     >>> x, y = torch.tensor([0.1, -0.2]), torch.tensor([100.0])
-    >>> a.observe(x)
-    ... a.observe(y)
-    >>> b.observe(y)
-    ... b.observe(x)
+    >>> a.observe(x), a.observe(y)
+    (None, None)
+    >>> b.observe(y), b.observe(x)
+    (None, None)
     >>> a == b, a.count, a.maximum
     (True, 3, 100.0)
     """
@@ -84,7 +85,7 @@ class ActivationHistogram:
             self._zeros += x.numel()
             return
         # frexp: peak / NUM_BINS < 2 ** exponent, exactly.
-        self._widen(math.frexp(peak / NUM_BINS)[1])
+        self._widen(max(math.frexp(peak / NUM_BINS)[1], _NARROWEST))
         inverse = 2.0**-self.exponent
         for chunk in x.split(_CHUNK):
             index = (chunk.abs() * inverse).to(torch.int64)
