@@ -28,9 +28,11 @@ from speechbrain_stablequant.layers.recurrent import (
     QuantizedLSTM,
     QuantizedRNN,
 )
+from speechbrain_stablequant.layers.speaker import QuantizedClassifier
 
 __all__ = [
     "Conversion",
+    "QuantizedClassifier",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConvTranspose1d",

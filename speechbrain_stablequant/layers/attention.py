@@ -110,7 +110,7 @@ class DecomposedMultiheadAttention(nn.MultiheadAttention):
             inputs = [x.transpose(0, 1) for x in inputs]
         q, k, v = self._project(*inputs)
         mask = self._merge_masks(
-            attn_mask, key_padding_mask, is_causal and not need_weights, q, k
+            attn_mask, key_padding_mask, is_causal, q, k
         )
         dropout = self.dropout if self.training else 0.0
         out, weights = _attend(
@@ -177,6 +177,13 @@ class QuantizedMultiheadAttention(
         """Return why this layer cannot be quantized, or None."""
         if module.bias_k is not None or module.add_zero_attn:
             return "add_bias_kv and add_zero_attn have no decomposed version"
+        forwards = (
+            nn.MultiheadAttention.forward,
+            DecomposedMultiheadAttention.forward,
+            cls.forward,
+        )
+        if type(module).forward not in forwards:
+            return "a subclass with a forward of its own"
         return None
 
 

@@ -58,8 +58,10 @@ def register(*float_classes: type) -> Callable[[type], type]:
     def decorate(quantized: type) -> type:
         for float_class in float_classes:
             order = quantized.__mro__
-            if QuantizedModule not in order or not issubclass(
-                quantized, nn.Module
+            if (
+                QuantizedModule not in order
+                or nn.Module not in order
+                or order.index(QuantizedModule) > order.index(nn.Module)
             ):
                 raise TypeError(
                     f"{quantized.__name__} must derive from QuantizedModule "
@@ -242,13 +244,27 @@ class QuantizedModule:
         rows = dequantize(
             self.quantized_weight(name), self._weight_schemes[name]
         )
-        # A bias follows .half() and .to(); integers cannot show the type.
-        like = next(iter(self.parameters(recurse=False)), None)
-        dtype = self._weight_dtypes[name] if like is None else like.dtype
-        weight = self.from_rows(name, rows.to(dtype))
+        weight = self.from_rows(name, rows.to(self._weight_dtypes[name]))
         if cache is not None:
             cache[name] = weight
         return weight
+
+    def _apply(self, fn, recurse=True):
+        """Move the layer; ``.half()`` changes its weights, not its scales."""
+        mine = [
+            f"{name}_{part}"
+            for name in (*self._weight_schemes, *self._input_schemes)
+            for part in Quantized._fields
+        ]
+        before = {n: self._buffers[n] for n in mine if n in self._buffers}
+        super()._apply(fn, recurse)
+        for name, dtype in self._weight_dtypes.items():
+            self._weight_dtypes[name] = fn(torch.empty(0, dtype=dtype)).dtype
+        for name, old in before.items():
+            new = self._buffers[name]
+            if new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
 
     def quantize_input(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Quantize and dequantize one input, if the plan says so."""

@@ -9,6 +9,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from speechbrain_stablequant.layers.attention import (
     DecomposedMultiheadAttention,
     DecomposedWavLMAttention,
+    QuantizedMultiheadAttention,
 )
 
 __all__ = ["rewrite_for"]
@@ -79,7 +80,10 @@ def _decomposed_mixin(module):
         cls, (DecomposedMultiheadAttention, DecomposedWavLMAttention)
     ):
         return None
-    if cls is nn.MultiheadAttention:
+    if (
+        issubclass(cls, nn.MultiheadAttention)
+        and QuantizedMultiheadAttention.unsupported(module) is None
+    ):
         return DecomposedMultiheadAttention
     # By name, so that transformers need not be installed.
     if any(

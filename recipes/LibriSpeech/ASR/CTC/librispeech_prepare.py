@@ -46,7 +46,7 @@ def prepare_librispeech(
         return
     os.makedirs(save_folder, exist_ok=True)
     train_rows = []
-    for split in [*tr_splits, *dev_splits, *te_splits]:
+    for split in dict.fromkeys([*tr_splits, *dev_splits, *te_splits]):
         path = Path(save_folder) / f"{split}.csv"
         if path.exists():
             logger.info("%s exists, not made again", path)
