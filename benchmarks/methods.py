@@ -17,12 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.brain import find_metrics
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
+from speechbrain_stablequant.report.environment import environment
 
 logger = get_logger(__name__)
 
@@ -82,7 +82,7 @@ class MethodComparison(PostTrainingQuantizer):
         path = folder / "methods.json"
         path.write_text(json.dumps(self.rows, indent=1) + "\n")
         print(markdown(self.rows, self.widths))
-        print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}")
+        print(", ".join(f"{k} {v}" for k, v in environment().items()))
 
 
 def markdown(rows, widths) -> str:

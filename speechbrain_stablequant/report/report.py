@@ -2,15 +2,12 @@
 
 import json
 import math
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-import speechbrain
-import torch
-
 from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.report.environment import environment
 from speechbrain_stablequant.report.tables import align, megabytes
 from speechbrain_stablequant.scoring import Item, Metric, paired_bootstrap
 
@@ -104,13 +101,7 @@ class Report:
             "search": planned.search,
             "clipping": self._clipping(),
             "unreached_layers": planned.unreached,
-            "environment": {
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-                "torch": torch.__version__,
-                "speechbrain": speechbrain.__version__,
-                "threads": torch.get_num_threads(),
-            },
+            "environment": environment(),
         }
 
     def _clipping(self) -> list[dict]:
