@@ -109,9 +109,7 @@ class DecomposedMultiheadAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             inputs = [x.transpose(0, 1) for x in inputs]
         q, k, v = self._project(*inputs)
-        mask = self._merge_masks(
-            attn_mask, key_padding_mask, is_causal, q, k
-        )
+        mask = self._merge_masks(attn_mask, key_padding_mask, is_causal, q, k)
         dropout = self.dropout if self.training else 0.0
         out, weights = _attend(
             q, k, v, self.num_heads, mask, dropout, need_weights
