@@ -79,6 +79,11 @@ def choose_input(
         )
     if histogram.count == 0:
         raise CalibrationError("Calibration saw no values of this input.")
+    if scheme.symmetric and not scheme.signed and histogram.minimum < 0:
+        raise CalibrationError(
+            "A symmetric unsigned scheme cannot hold negative values, such as "
+            f"{histogram.minimum:.4g}: use an affine or a signed one."
+        )
     counts = histogram.magnitudes()
     amax = histogram.amax
     if scheme.is_binary:
@@ -91,7 +96,7 @@ def choose_input(
         if observer in ("mse", "entropy") and limit is not None:
             counts = _cut_tail(counts, limit, tail)
         top = int(counts.nonzero().max()) + 1
-        cut = OBSERVERS[observer](histogram, counts, limit, top, scheme)
+        cut = OBSERVERS[observer](histogram, counts, limit, top, scheme, tail)
     return InputPlan(
         scheme=scheme,
         low=-cut
@@ -119,6 +124,8 @@ def expected_error(histogram: ActivationHistogram, plan: InputPlan) -> float:
     float
         0 for no error, 1 for an error as strong as the signal.
     """
+    if histogram.amax == 0:
+        return 0.0
     x = _signed_centres(histogram)
     weights = _signed_counts(histogram)
     scale, zero = range_to_scale(
@@ -129,20 +136,20 @@ def expected_error(histogram: ActivationHistogram, plan: InputPlan) -> float:
     return float((weights * error.double()).sum()) / power if power else 0.0
 
 
-# -- the rules: (histogram, counts, percentile bin, top bin, scheme) -> cut ------
+# -- the rules: (histogram, counts, cut bin, top bin, scheme, tail) -> cut ------
 
 
-def _max(histogram, counts, limit, top, scheme) -> float:
+def _max(histogram, counts, limit, top, scheme, tail) -> float:
     return histogram.amax
 
 
-def _percentile(histogram, counts, limit, top, scheme) -> float:
+def _percentile(histogram, counts, limit, top, scheme, tail) -> float:
     if limit is None:
         return histogram.amax
     return min((limit + 1) * histogram.width, histogram.amax)
 
 
-def _mse(histogram, counts, limit, top, scheme) -> float:
+def _mse(histogram, counts, limit, top, scheme, tail) -> float:
     candidates = _candidates(top)
     cuts = (candidates.to(torch.float32) + 0.5) * histogram.width
     cuts = cuts.clamp(max=histogram.amax)
@@ -154,8 +161,10 @@ def _mse(histogram, counts, limit, top, scheme) -> float:
     else:
         # The sign matters now; the cut of the tail applies to both signs.
         x = _signed_centres(histogram)
-        inside = x.abs() < top * histogram.width
-        weights = torch.where(inside, _signed_counts(histogram), 0)
+        weights = _signed_counts(histogram).view(2, -1)
+        if limit is not None:
+            weights = torch.stack([_cut_tail(w, limit, tail) for w in weights])
+        weights = weights.flatten()
         low = (-cuts).clamp(min=min(histogram.minimum, 0.0))
         high = cuts.clamp(max=max(histogram.maximum, 0.0))
     scale, zero = range_to_scale(low, high, scheme)
@@ -164,7 +173,7 @@ def _mse(histogram, counts, limit, top, scheme) -> float:
     return float(cuts[int(cost.argmin())])
 
 
-def _entropy(histogram, counts, limit, top, scheme) -> float:
+def _entropy(histogram, counts, limit, top, scheme, tail) -> float:
     levels = 2 ** (scheme.bits - int(scheme.signed and scheme.symmetric))
     counts = counts[:top].double()
     if top > 1:
@@ -210,8 +219,9 @@ def _percentile_bin(counts, percentile: float) -> Optional[int]:
     """Return the bin where the wanted share is reached, None for all."""
     if percentile >= 100:
         return None
-    share = counts.cumsum(0).double() / counts.sum()
-    return int(torch.searchsorted(share, percentile / 100))
+    # Not as shares of 1: 99.9 / 100 is a little more than 0.999.
+    reached = counts.cumsum(0).double() * 100
+    return int(torch.searchsorted(reached, percentile * float(counts.sum())))
 
 
 def _cut_tail(counts, limit: int, tail: str):
@@ -256,6 +266,8 @@ def _divergence(counts, bins: int, levels: int) -> float:
     members.index_add_(0, index, used.double())
     coarse = torch.where(used, (total / members.clamp(min=1))[index], 0.0)
     reference[-1] += counts[bins:].sum()
-    p, q = reference / reference.sum(), coarse / coarse.sum()
-    p, q = p[used], q[used]
-    return float((p * (p / q).log()).nan_to_num(0.0).sum())
+    p, q = reference / reference.sum(), coarse / coarse.sum().clamp(min=1)
+    # Where only the tail is, q is 0 and the divergence infinite.
+    seen = reference > 0
+    p, q = p[seen], q[seen]
+    return float((p * (p / q).log()).sum())
