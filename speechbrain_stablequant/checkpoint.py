@@ -196,7 +196,12 @@ def load_quantized(
         floats = _check_floats(conversion.root, weights, tensors, path)
         for name, layer_weights in weights.items():
             conversion.set_weights(name, layer_weights)
-        conversion.quantize()
+        try:
+            conversion.quantize()
+        except PlanError as err:
+            raise CheckpointError(
+                f"{path} is for another model: {err}"
+            ) from err
         target = module.state_dict(keep_vars=True)
         with torch.no_grad():
             for name in floats:
@@ -216,11 +221,8 @@ def read_header(path: Union[str, Path]) -> dict[str, Any]:
         If the file is not a checkpoint of a version that we read.
     """
     header = _raw_header(Path(path))
-    return {
-        **header,
-        "plan": QuantizationPlan.from_json(header["plan"], f"{path}: plan"),
-        "extra": json.loads(header["extra"]),
-    }
+    plan, extra = _parse(header, Path(path))
+    return {**header, "plan": plan, "extra": extra}
 
 
 def _raw_header(path: Path) -> dict[str, str]:
@@ -260,6 +262,15 @@ def _raw_header(path: Path) -> dict[str, str]:
     return header
 
 
+def _parse(header: dict[str, str], path: Path):
+    """Return the plan and the extra data of a header."""
+    try:
+        plan = QuantizationPlan.from_json(header["plan"], f"{path}: plan")
+        return plan, json.loads(header["extra"])
+    except (PlanError, ValueError, RecursionError) as err:
+        raise CheckpointError(f"{path}: {err}") from err
+
+
 def _read(path: Path, model_num_bytes: int):
     """Read and verify a file: header, plan, tensors."""
     header = _raw_header(path)
@@ -270,11 +281,7 @@ def _read(path: Path, model_num_bytes: int):
             f"{path} has {size:,} bytes, more than the float model "
             f"({model_num_bytes:,}): it belongs to another model."
         )
-    try:
-        plan = QuantizationPlan.from_json(header["plan"], f"{path}: plan")
-        json.loads(header["extra"])
-    except (PlanError, ValueError, RecursionError) as err:
-        raise CheckpointError(f"{path}: {err}") from err
+    plan, _ = _parse(header, path)
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -345,6 +352,7 @@ def _unpack_weight(key, shape, plan: LayerPlan, tensors, path) -> Quantized:
         zero_point = take(
             "zero_point", integer_dtype(scheme), tuple(scale.shape)
         )
+        _check_range(zero_point, scheme, f"{path}: '{key}_zero_point'")
     _check_range(values, scheme, f"{path}: '{key}_packed'")
     return Quantized(values, scale, zero_point)
 
@@ -377,8 +385,9 @@ def _check_floats(root, weights, tensors, path) -> list[str]:
     packed = {
         f"{_join(name, short)}_{part}"
         for name, layer in weights.items()
-        for short in layer
-        for part in ("packed", "scale", "zero_point")
+        for short, quantized in layer.items()
+        for part, tensor in zip(("packed", *Quantized._fields[1:]), quantized)
+        if tensor is not None
     }
     given = set(tensors) - packed
     for name in sorted(given - set(expected)):
