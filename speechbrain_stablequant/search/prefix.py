@@ -39,11 +39,23 @@ def _versions(value: Any) -> tuple:
     return tuple(t._version for t in _tensors(value) if not t.is_inference())
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether later changes of a value, in place, would show."""
+    if isinstance(value, torch.Tensor):
+        return not value.is_inference()
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 class PrefixCache:
     """Record and replay the outputs of units, one batch at a time.
 
     An output that does not fit, or that a later module changes in place, is
-    not kept: that unit is then computed again, which is always right.
+    not kept, nor is that of a unit that changes its own inputs: the unit is
+    then computed again, which is always right.
 
     Arguments
     ---------
@@ -105,11 +117,18 @@ class PrefixCache:
         return forward
 
     def _record(self, name, live, module, args, kwargs):
+        given = (args, kwargs)
+        before = _versions(given)
         start = time.perf_counter()
         output = live(module, *args, **kwargs)
         seconds = time.perf_counter() - start
         size = sum(t.numel() * t.element_size() for t in _tensors(output))
-        keep = self._used + size <= self.num_bytes
+        keep = (
+            self._used + size <= self.num_bytes
+            and _is_plain(given)
+            and _is_plain(output)
+            and _versions(given) == before
+        )
         self._used += size if keep else 0
         kept = output if keep else None
         self._calls.append(_Call(name, kept, _versions(output), seconds))
