@@ -83,9 +83,9 @@ def test_hooks_go_away_also_after_an_exception():
         assert hooks_of(model) != before
     assert hooks_of(model) == before
     bad = torch.full((1, 4), float("nan"))
-    with pytest.raises(CalibrationError, match="Layer '0', input 'input'"):
-        with collector:
-            model(bad)
+    named = "Layer '0', input 'input'"
+    with pytest.raises(CalibrationError, match=named), collector:
+        model(bad)
     assert hooks_of(model) == before
 
 
