@@ -16,6 +16,7 @@ from speechbrain_stablequant.settings import Settings
 __all__ = ["Coverage", "ParameterCoverage", "cover"]
 
 QUANTIZED, KEPT, UNSUPPORTED = "quantized", "kept", "unsupported"
+_NORMS = (nn.LayerNorm, nn.GroupNorm)
 _SMALL = 1024  # values; smaller raw parameters are not worth a class
 
 
@@ -36,7 +37,7 @@ class ParameterCoverage:
     quantized_num_bytes : int
         Size in a checkpoint: packed integers and scales, or ``num_bytes``.
     is_weight : bool
-        Whether it counts for coverage (two or more dimensions).
+        Whether it counts for coverage: two or more dimensions, not a norm.
     by_request : bool
         Whether the user asked to keep it; then it does not count either.
     """
@@ -166,8 +167,8 @@ def _row(name, module, short, parameter, layers, settings, notes):
         detail = _describe(plan, (notes or {}).get(name))
     elif ours:
         status, detail, by_request = _why_left_out(name, module, cls, settings)
-    elif parameter.dim() < 2:
-        status, detail = KEPT, "one-dimensional: bias, norm or gain"
+    elif not _is_weight(module, parameter):
+        status, detail = KEPT, "bias, norm or gain"
     elif parameter.numel() < _SMALL:
         status, detail = KEPT, f"fewer than {_SMALL} values"
     elif settings.kept_by(f"{name}.{short}") or settings.kept_by(name):
@@ -184,9 +185,17 @@ def _row(name, module, short, parameter, layers, settings, notes):
         detail=detail,
         num_bytes=num_bytes,
         quantized_num_bytes=after,
-        is_weight=parameter.dim() >= 2,
+        is_weight=_is_weight(module, parameter),
         by_request=by_request,
     )
+
+
+def _is_weight(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix or kernel, not a gain of any shape.
+
+    SpeechBrain's ``LayerNorm`` may go over two axes, frequency and channel.
+    """
+    return parameter.dim() >= 2 and not isinstance(module, _NORMS)
 
 
 def _why_left_out(name: str, module: nn.Module, cls, settings: Settings):

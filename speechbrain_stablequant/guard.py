@@ -6,8 +6,8 @@ experiment folder's float checkpoints or the float pass's files.
 """
 
 import contextlib
-import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
@@ -16,7 +16,9 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-__all__ = ["guarded", "result_paths", "with_suffix"]
+from speechbrain_stablequant.kept_files import kept_files, with_suffix
+
+__all__ = ["guarded", "noted_start", "result_paths"]
 
 logger = get_logger(__name__)
 
@@ -28,25 +30,16 @@ _CHECKPOINTER_METHODS = (
     "load_checkpoint",
     "load_if_possible",
 )
-_LOGS = {"log.txt", "env.log", "train_log.txt", "hyperparams.yaml"}
-_MAX_KEPT_BYTES = 16 << 20
 _RESULT_KEY = re.compile(r"_file$")
-
-
-def with_suffix(path: Path, suffix: str) -> Path:
-    """Put a suffix before the extension.
-
-    Example
-    -------
-    >>> with_suffix(Path("wer_test-clean.txt"), "_ptq").name
-    'wer_test-clean_ptq.txt'
-    """
-    return path.with_name(f"{path.stem}{suffix}{path.suffix}")
 
 
 @contextlib.contextmanager
 def guarded(
-    brain, suffix: str, label: str, ours: Optional[Path] = None
+    brain,
+    suffix: str,
+    label: str,
+    ours: Optional[Path] = None,
+    since: Optional[float] = None,
 ) -> Iterator[None]:
     """Guard a Brain's folder and checkpoints while the block runs.
 
@@ -61,6 +54,8 @@ def guarded(
         be told from the float one.
     ours : Path, optional
         Folder of the plugin's own results, which are not the pass's.
+    since : float, optional
+        When the float pass began, in seconds since the epoch.
     """
     folder = _output_folder(brain)
     with contextlib.ExitStack() as stack:
@@ -71,7 +66,9 @@ def guarded(
         stack.enter_context(_labelled_log(brain, label))
         if folder is not None and folder.is_dir():
             if if_main_process():  # several at once would move each other's
-                stack.enter_context(_kept_files(brain, folder, suffix, ours))
+                skip = _checkpoint_folders(brain)
+                skip += [] if ours is None else [ours.resolve()]
+                stack.enter_context(kept_files(folder, skip, suffix, since))
             stack.enter_context(_redirected(brain, folder, suffix))
         yield
 
@@ -83,6 +80,25 @@ def _output_folder(brain) -> Optional[Path]:
 
 def _do_nothing(*args, **kwargs) -> None:
     """Stand in for what must not happen during a quantized pass."""
+
+
+@contextlib.contextmanager
+def noted_start(brain) -> Iterator[dict]:
+    """Note what a pass starts from: ``"step"``, and ``"time"`` in seconds.
+
+    Loading a checkpoint sets ``brain.step``, not always to zero, and the
+    average loss depends on it: two passes must start from the same one.
+    """
+    start = {"time": time.time()}
+    on_evaluate_start = brain.on_evaluate_start
+
+    def noting(*args, **kwargs):
+        result = on_evaluate_start(*args, **kwargs)
+        start["step"] = brain.step
+        return result
+
+    with _shadowed(brain, {"on_evaluate_start": noting}):
+        yield start
 
 
 @contextlib.contextmanager
@@ -188,62 +204,13 @@ def _redirected(brain, folder: Path, suffix: str) -> Iterator[None]:
         # A file may be an input as well: copy it, so that reading works.
         target = with_suffix(path, suffix)
         if path.is_file() and not target.exists() and if_main_process():
-            copies[target] = path.read_bytes()
-            target.write_bytes(copies[target])
+            target.write_bytes(path.read_bytes())
+            copies[target] = target.stat().st_mtime_ns
         setattr(brain.hparams, key, str(target))
     try:
         yield
     finally:
         vars(brain.hparams).update(before)
-        for target, data in copies.items():
-            if target.is_file() and target.read_bytes() == data:
+        for target, written in copies.items():
+            if target.is_file() and target.stat().st_mtime_ns == written:
                 target.unlink()
-
-
-@contextlib.contextmanager
-def _kept_files(brain, folder: Path, suffix: str, ours) -> Iterator[None]:
-    """Set aside under a suffix whatever else the pass writes.
-
-    This catches files whose names no hyperparameter holds.
-    """
-    skip = _checkpoint_folders(brain)
-    if ours is not None:
-        skip.append(ours.resolve())
-    before = {
-        path: (path.read_bytes(), path.stat())
-        for path in _small_files(folder, skip)
-    }
-    try:
-        yield
-    finally:
-        for path in _small_files(folder, skip):
-            if not path.stem.endswith(suffix):
-                _set_aside(path, suffix, *before.get(path, (None, None)))
-        for path, (data, _) in before.items():
-            if not path.exists():
-                path.write_bytes(data)
-
-
-def _set_aside(path: Path, suffix: str, before, stat) -> None:
-    """Move what the pass has written to another name; bring the old back."""
-    if stat is not None and path.stat().st_mtime_ns == stat.st_mtime_ns:
-        return
-    data = path.read_bytes()
-    if before is None:
-        path.replace(with_suffix(path, suffix))
-    elif data == before or not data.startswith(before):
-        with_suffix(path, suffix).write_bytes(data)
-        path.write_bytes(before)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    # else a log that has grown; its writer has it open
-
-
-def _small_files(folder: Path, skip) -> list[Path]:
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.name not in _LOGS
-        and not any(s in path.resolve().parents for s in skip)
-        and path.stat().st_size <= _MAX_KEPT_BYTES
-    ]

@@ -23,7 +23,7 @@ from speechbrain_stablequant.brain import (
 )
 from speechbrain_stablequant.errors import KnobError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
-from speechbrain_stablequant.guard import guarded, result_paths
+from speechbrain_stablequant.guard import guarded, noted_start, result_paths
 from speechbrain_stablequant.layers import Conversion, cached_weights
 from speechbrain_stablequant.pipeline import Planned, make_plan
 from speechbrain_stablequant.pretrained import watch_pretrainer
@@ -189,14 +189,18 @@ class PostTrainingQuantizer:
         """
         result = TestResult(self._test_name(brain))
         if self.evaluate_float:
-            result.float_loss, result.float_seconds = _timed(run)
+            with noted_start(brain) as start:
+                result.float_loss, result.float_seconds = _timed(run)
             result.float_metrics = find_metrics(brain)
         else:
+            start = {}
             brain.on_evaluate_start(**keys)
-        self.evaluate_quantized(brain, run, result)
+        self.evaluate_quantized(brain, run, result, start)
         return result.loss if result.float_loss is None else result.float_loss
 
-    def evaluate_quantized(self, brain, run, result: TestResult) -> None:
+    def evaluate_quantized(
+        self, brain, run, result: TestResult, start: Optional[dict] = None
+    ) -> None:
         """Quantize what the Brain holds now, score it and restore it.
 
         Arguments
@@ -207,15 +211,19 @@ class PostTrainingQuantizer:
             The recipe's own ``evaluate`` with its arguments.
         result : TestResult
             Filled with the quantized scores, and added to the report.
+        start : dict, optional
+            What the float pass started from: its ``step`` and ``time``.
         """
+        start = start or {}
         with preserved(brain), Conversion(self._root(brain)) as conversion:
             planned = self._plan(brain, conversion)
             conversion.apply_plan(planned.plan)
             with (
-                self._guarded(brain),
+                self._guarded(brain, start.get("time")),
                 cached_weights(conversion.root),
             ):
                 logger.info("Quantized test pass (%s)", self.label)
+                brain.step = start.get("step", brain.step)
                 result.loss, result.seconds = _timed(run)
                 result.metrics = find_metrics(brain)
             self._finish(brain, conversion, planned, result)
@@ -297,9 +305,11 @@ class PostTrainingQuantizer:
                 self._statistics.get(digest),
             )
 
-    def _guarded(self, brain):
+    def _guarded(self, brain, since: Optional[float] = None):
         """Return the guard around whatever runs with quantized modules."""
-        return guarded(brain, self.suffix, self.label, self._folder(brain))
+        return guarded(
+            brain, self.suffix, self.label, self._folder(brain), since
+        )
 
     @main_process_only  # all ranks must call it: the toolkit's savers broadcast
     def _finish(self, brain, conversion, planned, result) -> None:

@@ -4,14 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from . import folders, toy
 from .conftest import copy_experiment
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +21,13 @@ def two_processes(trained, tmp_path_factory):
     command = [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nproc_per_node", "2", "--standalone"),
-        *("-m", "integration.toy", str(yaml)),
+        *(toy.__file__, str(yaml)),
         *("--output_folder", str(folder), "--distributed_backend", "gloo"),
         *("--device", "cpu", "--noprogressbar"),
     ]
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280,

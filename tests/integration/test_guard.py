@@ -7,8 +7,8 @@ from . import bad_recipes, folders, toy
 from .conftest import copy_experiment
 
 QUICK = "ptq: {search_utterances: 6, calibration_utterances: 6}"
-SEARCHER = """
-searcher: !new:integration.bad_recipes.AliasSearcher
+SEARCHER = f"""
+searcher: !new:{bad_recipes.__name__}.AliasSearcher
     modules: [!ref <enc>, !ref <ctc_lin>]
 """
 BAD = [
