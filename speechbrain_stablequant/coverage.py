@@ -155,6 +155,7 @@ def cover(
 
 
 def _row(name, module, short, parameter, layers, settings, notes):
+    full = f"{name}.{short}" if name else short
     num_bytes = parameter.numel() * parameter.element_size()
     cls = quantized_class(module)
     ours = cls is not None and short in cls.quantizable_weights(module)
@@ -171,7 +172,7 @@ def _row(name, module, short, parameter, layers, settings, notes):
         status, detail = KEPT, "bias, norm or gain"
     elif parameter.numel() < _SMALL:
         status, detail = KEPT, f"fewer than {_SMALL} values"
-    elif settings.kept_by(f"{name}.{short}") or settings.kept_by(name):
+    elif settings.kept_by(full) or settings.kept_by(name):
         status, detail, by_request = KEPT, "by request (keep)", True
     else:
         status = UNSUPPORTED
@@ -180,7 +181,7 @@ def _row(name, module, short, parameter, layers, settings, notes):
             "(speechbrain_stablequant.layers.register) or add it to `keep`"
         )
     return ParameterCoverage(
-        name=f"{name}.{short}" if name else short,
+        name=full,
         status=status,
         detail=detail,
         num_bytes=num_bytes,
