@@ -261,7 +261,8 @@ class Settings:
         """Return what, besides weights and data, a search depends on."""
         ignored = {"min_coverage", "search_num_bytes", "plan"}
         return {
-            key: value
+            # Lists, as they come back from JSON.
+            key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
             if key not in ignored
         }
