@@ -64,9 +64,11 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
     elif isinstance(bits, str) and _BITS.match(bits.strip()):
         weights, activations = _BITS.match(bits.strip()).groups()
         widths = (int(weights), int(activations or 32))
-    elif isinstance(bits, int) or (isinstance(bits, str) and bits.isdigit()):
+    elif isinstance(bits, str) and bits.isdecimal():
         widths = (int(bits), int(bits))
-    if any(isinstance(w, bool) or w not in known for w in widths):
+    else:
+        widths = (bits, bits)
+    if any(type(w) is not int or w not in known for w in widths):
         raise KnobError(
             f"bits is {bits!r}: write W8A8 or W4A8 (weights, activations), W4 "
             "(weights only) or one number. Widths are 1 to 8, 16 or 32."
