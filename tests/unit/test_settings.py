@@ -1,0 +1,96 @@
+"""Knobs: what is accepted, and what is said of the rest."""
+
+import pytest
+
+from speechbrain_stablequant.errors import KnobError
+from speechbrain_stablequant.settings import Settings, parse_bits
+
+GOOD = {
+    "W4A8": (4, 8),
+    "w8a8": (8, 8),
+    "W4": (4, 32),
+    "8": (8, 8),
+    8: (8, 8),
+    16: (16, 16),
+    "W1A16": (1, 16),
+    "W32A32": (32, 32),
+}
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_widths(text):
+    assert parse_bits(text) == GOOD[text]
+
+
+def test_widths_by_name():
+    assert parse_bits({"weights": 4}) == (4, 32)
+    assert parse_bits({"activations": 8, "weights": 2}) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    "bits",
+    ["", "A8", "W9", "W4A", "W4A0", "eight", 0, 9, 64, -8, 8.0, True, None]
+    + [
+        ["W4"],
+        {"weights": "4"},
+        {"weights": True},
+        {"weights": 8.0},
+        {"weight": 4},
+    ],
+    ids=str,
+)
+def test_widths_that_are_refused(bits):
+    with pytest.raises(KnobError, match="bits"):
+        parse_bits(bits)
+
+
+WRONG = {
+    "method": ("stablequnt", "stablequant"),
+    "observer": ("percentil", "percentile"),
+    "weight_observer": ("entropy", "max"),
+    "tail": ("cut", "drop"),
+    "percentile": (101, "percentile is 101"),
+    "min_coverage": (1.5, "0 to 1"),
+    "subset": ("half", "number"),
+    "flag_threshold": (-1, "at least 0"),
+    "calibration_utterances": (0, "at least 1"),
+    "search_utterances": (True, "number"),
+    "search_num_bytes": (-1, "search_num_bytes"),
+    "percentiles": (99.9, "list"),
+    "bits": ("W0", "bits"),
+    "layer_bits": ({"*.head": "W99"}, r"\*\.head"),
+    "weight_granularity": ("per_group", "weight_group_size"),
+    "weight_group_size": (4, "weight_granularity"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_value_names_its_knob(name):
+    value, match = WRONG[name]
+    with pytest.raises(KnobError, match=match):
+        Settings.from_knobs({name: value})
+
+
+def test_an_unknown_knob_points_to_the_nearest():
+    with pytest.raises(KnobError, match="ptq has no knob.*min_coverage"):
+        Settings.from_knobs({"min_covrage": 1}, "ptq")
+
+
+def test_the_last_pattern_that_matches_counts():
+    settings = Settings(layer_bits={"enc.*": "W4", "*.head": "W16A8"})
+    assert settings.layer_widths("dec.w") == (8, 8)
+    assert settings.layer_widths("enc.w") == (4, 32)
+    assert settings.layer_widths("enc.head") == (16, 8)
+
+
+def test_one_name_to_keep_may_stand_alone():
+    assert Settings(keep="enc.*").kept_by("enc.w") == "enc.*"
+    assert Settings(keep="enc.*").kept_by("dec.w") is None
+
+
+def test_schemes_follow_the_knobs():
+    settings = Settings(activation_symmetric=False, activation_signed=False)
+    scheme = settings.activation_scheme(8)
+    assert (scheme.qmin, scheme.qmax) == (0, 255)
+    assert settings.activation_scheme(32) is None
+    assert settings.weight_scheme(4).qmin == -7
