@@ -39,8 +39,10 @@ def recipe_folder(path: str) -> Path:
     return folder.resolve()
 
 
-def run_recipe(folder: Path, script: str, yaml: Path, **overrides) -> None:
-    """Run an unmodified recipe in debug mode, as a user would.
+def run_recipe(
+    folder: Path, script: str, yaml: Path, debug=False, **overrides
+) -> None:
+    """Run an unmodified recipe as a user would.
 
     Arguments
     ---------
@@ -50,10 +52,13 @@ def run_recipe(folder: Path, script: str, yaml: Path, **overrides) -> None:
         Its training script.
     yaml : Path
         Hyperparameters.
+    debug : bool
+        Two batches an epoch; the toolkit then keeps no checkpoints.
     **overrides
         Given as ``--name value``.
     """
-    arguments = [str(yaml), "--debug", "--noprogressbar", "--device", "cpu"]
+    arguments = [str(yaml), "--noprogressbar", "--device", "cpu"]
+    arguments += ["--debug"] if debug else []
     for name, value in overrides.items():
         arguments += [f"--{name}", str(value)]
     environment = {

@@ -42,8 +42,8 @@ def with_block(source, target, *replacements):
 
 
 def few_utterances(librispeech, path):
-    """Write a data file of the recipe's with four utterances."""
-    chapter = sorted(librispeech.glob("dev-clean/*/*"))[0]
+    """Write a data file as the recipe's: four utterances of a split."""
+    chapter = sorted(librispeech.glob(f"{path.stem}/*/*"))[0]
     (transcripts,) = chapter.glob("*.trans.txt")
     rows = ["ID,duration,wav,spk_id,wrd"]
     for line in transcripts.read_text().splitlines()[:4]:
@@ -112,6 +112,7 @@ def test_ctc(librispeech, tmp_path, family):
         recipe,
         "train_with_wav2vec.py",
         yaml,
+        debug=True,
         data_folder=librispeech,
         output_folder=out,
         wav2vec2_hub=hub,
@@ -172,7 +173,10 @@ def test_transformer_with_language_model(librispeech, language_model, tmp_path):
     yaml = with_block(
         recipe / "hparams" / "transformer.yaml", tmp_path / "train.yaml"
     )
-    few = few_utterances(librispeech, tmp_path / "few.csv")
+    dev, test = (
+        few_utterances(librispeech, tmp_path / f"{split}.csv")
+        for split in ("dev-clean", "test-clean")
+    )
     modules = "[CNN, Transformer, seq_lin, ctc_lin, lm_model]"
     run_recipe(
         recipe,
@@ -181,11 +185,12 @@ def test_transformer_with_language_model(librispeech, language_model, tmp_path):
         data_folder=librispeech,
         output_folder=out,
         pretrained_lm_tokenizer_path=language_model,
-        train_splits='["dev-clean"]',
-        dev_splits='["dev-clean"]',
-        test_splits='["test-clean"]',
-        train_csv=out / "dev-clean.csv",
-        test_csv=json_list(out / "test-clean.csv", few),
+        skip_prep=True,
+        train_csv=dev,
+        valid_csv=dev,
+        test_csv=json_list(test, dev),
+        number_of_epochs=2,
+        num_bucket=2,
         lm_model="{d_model: 32, nhead: 2, num_encoder_layers: 1, d_ffn: 64}",
         output_neurons=60,
         d_model=32,
@@ -202,7 +207,7 @@ def test_transformer_with_language_model(librispeech, language_model, tmp_path):
         max_batch_length_val=30,
         ptq=f"{{{FEW}, modules: {modules}}}",
     )
-    found = check(out, ["test-clean", "few"], {"model", "lm_model"})
+    found = check(out, ["test-clean", "dev-clean"], {"model", "lm_model"})
     rows = {r["name"]: r for r in found["coverage"]["parameters"]}
     for name in ("Transformer", "lm_model"):
         hidden = [
