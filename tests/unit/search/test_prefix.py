@@ -122,11 +122,14 @@ def test_what_precedes_the_unit_is_not_computed():
 def test_an_exception_leaves_no_trace():
     model = Random(["plain", "plain"])
     before = forwards(model)
-    cache = PrefixCache(model, ["units.0"])
-    with pytest.raises(RuntimeError, match="shapes"), cache:
-        assert forwards(model) != before
-        with cache.record():
-            model(torch.randn(1, 5))  # wrong size
+
+    def record_a_wrong_size():
+        with PrefixCache(model, ["units.0"]) as cache, cache.record():
+            assert forwards(model) != before
+            model(torch.randn(1, 5))
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        record_a_wrong_size()
     assert forwards(model) == before
 
 
