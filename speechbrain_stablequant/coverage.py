@@ -7,7 +7,11 @@ from typing import Optional
 from torch import nn
 
 from speechbrain_stablequant.errors import CoverageError
-from speechbrain_stablequant.layers import Conversion, quantized_class
+from speechbrain_stablequant.layers import (
+    Conversion,
+    quantized_class,
+    unsupported_reason,
+)
 from speechbrain_stablequant.numerics import integer_dtype
 from speechbrain_stablequant.packing import packed_words
 from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
@@ -142,19 +146,21 @@ def cover(
     Coverage
         One row for each parameter, shared ones once.
     """
+    root = conversion.root
     rows: dict[int, ParameterCoverage] = {}
-    for name, module in conversion.root.named_modules():
+    for name, module in root.named_modules():
         for short, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            row = _row(name, module, short, parameter, layers, settings, notes)
+            row = _row(root, name, short, parameter, layers, settings, notes)
             known = rows.get(id(parameter))
             if known is None or row.status == QUANTIZED != known.status:
                 rows[id(parameter)] = row
     return Coverage(list(rows.values()))
 
 
-def _row(name, module, short, parameter, layers, settings, notes):
+def _row(root, name, short, parameter, layers, settings, notes):
+    module = root.get_submodule(name)
     full = f"{name}.{short}" if name else short
     num_bytes = parameter.numel() * parameter.element_size()
     cls = quantized_class(module)
@@ -167,7 +173,7 @@ def _row(name, module, short, parameter, layers, settings, notes):
         )
         detail = _describe(plan, (notes or {}).get(name))
     elif ours:
-        status, detail, by_request = _why_left_out(name, module, cls, settings)
+        status, detail, by_request = _why_left_out(name, root, settings)
     elif not _is_weight(module, parameter):
         status, detail = KEPT, "bias, norm or gain"
     elif parameter.numel() < _SMALL:
@@ -199,13 +205,13 @@ def _is_weight(module: nn.Module, parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2 and not isinstance(module, _NORMS)
 
 
-def _why_left_out(name: str, module: nn.Module, cls, settings: Settings):
+def _why_left_out(name: str, root: nn.Module, settings: Settings):
     pattern = settings.kept_by(name)
     if pattern is not None:
         return KEPT, f"by request (keep: {pattern})", True
     if settings.layer_widths(name)[0] == 32:
         return KEPT, "by request (32 bits)", True
-    reason = cls.unsupported(module)
+    reason = unsupported_reason(root, name)
     if reason is not None:
         return UNSUPPORTED, reason, False
     return KEPT, "not in the plan", False

@@ -20,6 +20,7 @@ from speechbrain_stablequant.layers.conversion import (
     Conversion,
     kind_of,
     quantizable_layers,
+    unsupported_reason,
 )
 from speechbrain_stablequant.layers.embedding import QuantizedEmbedding
 from speechbrain_stablequant.layers.linear import QuantizedLinear
@@ -50,4 +51,5 @@ __all__ = [
     "quantizable_layers",
     "quantized_class",
     "register",
+    "unsupported_reason",
 ]

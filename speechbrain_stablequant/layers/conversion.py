@@ -15,7 +15,7 @@ from speechbrain_stablequant.layers.surgery import ModuleState
 from speechbrain_stablequant.numerics import Quantized
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
-__all__ = ["Conversion", "quantizable_layers"]
+__all__ = ["Conversion", "kind_of", "quantizable_layers", "unsupported_reason"]
 
 
 def quantizable_layers(
@@ -39,19 +39,29 @@ def quantizable_layers(
     """
     for name, module in root.named_modules():
         quantized = quantized_class(module)
-        if (
-            quantized is not None
-            and quantized.unsupported(module) is None
-            and not _is_renormalised(root, name)
-        ):
+        if quantized is not None and unsupported_reason(root, name) is None:
             yield name, module, quantized
 
 
-def _is_renormalised(root, name):
-    """Whether SpeechBrain's wrapper rewrites the weight in each forward."""
-    parent = root.get_submodule(name.rpartition(".")[0]) if name else root
-    max_norm = getattr(parent, "max_norm", None)
-    return isinstance(max_norm, (int, float)) and max_norm > 0
+def unsupported_reason(root: nn.Module, name: str) -> Optional[str]:
+    """Return why a layer with a quantized class cannot use it, or None.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    name : str
+        Qualified name of the layer.
+    """
+    module = root.get_submodule(name)
+    reason = quantized_class(module).unsupported(module)
+    if reason is not None or not name:
+        return reason
+    wrapper = root.get_submodule(name.rpartition(".")[0])
+    max_norm = getattr(wrapper, "max_norm", None)
+    if isinstance(max_norm, (int, float)) and max_norm > 0:
+        return "max_norm of its wrapper rewrites the weight at each use"
+    return None
 
 
 class Conversion:
@@ -140,7 +150,7 @@ class Conversion:
                 f"Layer '{name}' is a {type(module).__name__}, for which "
                 "there is no quantized version. Remove it from the plan."
             )
-        reason = quantized.unsupported(module)
+        reason = unsupported_reason(self.root, name)
         if reason is not None:
             raise PlanError(
                 f"Layer '{name}' cannot be quantized: {reason}. Remove it "
