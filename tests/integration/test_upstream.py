@@ -166,6 +166,7 @@ def language_model(librispeech, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_transformer_with_language_model(librispeech, language_model, tmp_path):
     """It averages, saves in TEST and prunes; its LM sits in a scorer."""
     recipe = recipe_folder("LibriSpeech/ASR/transformer")
