@@ -350,7 +350,8 @@ def _calibrate(brain, sample: BatchSample, progress: bool) -> None:
         disable=not progress,
     )
     for _, batch in batches:
-        brain.compute_forward(batch, sb.Stage.VALID)
+        with brain.evaluation_ctx:  # the precision that tests run in
+            brain.compute_forward(batch, sb.Stage.VALID)
 
 
 def _timed(run: Callable[[], float]) -> tuple[float, float]:

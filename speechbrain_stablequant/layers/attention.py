@@ -212,9 +212,17 @@ class DecomposedWavLMAttention:
     """Mixin for WavLM's attention that calls its four projections."""
 
     def torch_multi_head_self_attention(
-        self, hidden_states, attention_mask, gated_position_bias
+        self,
+        hidden_states,
+        attention_mask,
+        gated_position_bias,
+        output_attentions=True,
     ):
-        """Attend; arguments and results as transformers' WavLMAttention."""
+        """Attend; arguments and results as transformers' WavLMAttention.
+
+        transformers before 5 says whether it wants the attention weights; it
+        takes no harm from them.
+        """
         batch, time, _ = hidden_states.shape
         q, k, v = (
             project(hidden_states)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report.environment import environment
 from speechbrain_stablequant.report.tables import align, megabytes
@@ -51,8 +52,7 @@ class TestResult:
             before = self.float_metrics.get(name)
             if before is not None:
                 row["float"] = metric.value(before[1])
-                interval = paired_bootstrap(before[1], items, metric, seed=seed)
-                row.update(interval.to_dict())
+                row.update(_change(before[1], items, metric, seed))
             row["items"] = len(items)
             rows[name] = row
         return {
@@ -61,6 +61,15 @@ class TestResult:
             "float_pass_seconds": self.float_seconds,
             "reference_pass_seconds": self.seconds,
         }
+
+
+def _change(before, after, metric: Metric, seed: int) -> dict:
+    """Return the change with its interval; without, if items do not pair."""
+    try:
+        return paired_bootstrap(before, after, metric, seed=seed).to_dict()
+    except StableQuantError:
+        change = metric.value(after) - metric.value(before)
+        return {"change": change, "low": None, "high": None}
 
 
 class Report:

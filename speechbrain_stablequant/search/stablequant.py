@@ -147,7 +147,8 @@ class _Search:
             rows[unit] = {
                 **change.to_dict(),
                 "scored_on": scored_on,
-                "flagged": change.difference > threshold,
+                # Written so that a metric of nan flags the unit as well.
+                "flagged": not change.difference <= threshold,
             }
         return rows
 
@@ -208,13 +209,14 @@ class _Search:
 
     def _ranked(self, by_percentile, items, metric) -> list[float]:
         """Order cut-offs by metric, equal ones by squared error."""
-        return sorted(
-            by_percentile,
-            key=lambda p: (
-                metric.value(items[by_percentile[p].name]),
-                self._squared_error(by_percentile[p].layers),
-            ),
-        )
+
+        def badness(percentile: float):
+            candidate = by_percentile[percentile]
+            value = metric.value(items[candidate.name])
+            value = math.inf if math.isnan(value) else value
+            return value, self._squared_error(candidate.layers)
+
+        return sorted(by_percentile, key=badness)
 
     def _squared_error(self, layers: dict[str, LayerPlan]) -> float:
         statistics = self.context.statistics
