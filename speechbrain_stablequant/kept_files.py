@@ -101,7 +101,9 @@ def _set_aside(path: Path, suffix: str, stat, data: Optional[bytes]) -> None:
         return
     written = path.read_bytes()
     if written != data and written.startswith(data):
-        return  # a log that has grown; its writer has it open
+        if path.suffix not in _TEXT:
+            return  # a log that has grown; its writer has it open
+        written = written[len(data) :]  # lines that were appended
     with_suffix(path, suffix).write_bytes(written)
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -56,11 +56,19 @@ def test_a_deleted_file_comes_back(tmp_path, start):
 
 
 def test_a_log_that_grows_is_left_to_its_writer(tmp_path, start):
-    log = write(tmp_path / "metrics.jsonl", "one\n")
+    log = write(tmp_path / "train.log", "one\n")
     with kept_files(tmp_path, [], SUFFIX, start):
         write(log, "one\ntwo\n", age_seconds=-1)
     assert log.read_text() == "one\ntwo\n"
-    assert not (tmp_path / "metrics_ptq.jsonl").exists()
+    assert not (tmp_path / "train_ptq.log").exists()
+
+
+def test_lines_appended_to_results_are_set_aside(tmp_path, start):
+    results = write(tmp_path / "results.txt", "test-clean 6.1\n")
+    with kept_files(tmp_path, [], SUFFIX, start):
+        write(results, "test-clean 6.1\ntest-clean 6.2\n", age_seconds=-1)
+    assert results.read_text() == "test-clean 6.1\n"
+    assert (tmp_path / "results_ptq.txt").read_text() == "test-clean 6.2\n"
 
 
 def test_files_come_back_after_an_exception(tmp_path, start):
