@@ -21,7 +21,6 @@ In a YAML file, the configuration may stand where the name of the model would:
         output_norm: True
 """
 
-import difflib
 import json
 import os
 import tempfile
@@ -34,6 +33,8 @@ except ImportError as err:
         "speechbrain_stablequant.huggingface needs the package transformers: "
         "pip install transformers"
     ) from err
+
+from speechbrain_stablequant.errors import KnobError, nearest
 
 FAMILIES = (
     "wav2vec2",
@@ -106,17 +107,17 @@ def write_config(config, folder):
     do_normalize = config.pop("do_normalize", True)
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(
+        raise KnobError(
             f"model_type is {model_type!r}; transformers must know it, for "
-            f"example {', '.join(FAMILIES)}"
+            f"example {', '.join(FAMILIES)}."
         )
     # A misspelt key would be kept silently and the default used instead
     known = CONFIG_MAPPING[model_type]().to_dict()
     for key in config:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{model_type} has no option {key!r}{hint}")
+            raise KnobError(
+                f"{model_type} has no option {key!r}." + nearest(key, known)
+            )
     with open(
         os.path.join(folder, "config.json"), "w", encoding="utf-8"
     ) as out:
