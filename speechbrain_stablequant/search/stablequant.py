@@ -13,7 +13,9 @@ https://arxiv.org/abs/2504.14915):
 Where the paper is silent: the metric is that of the validation set; a cut-off
 is tried as it will be used, with step 3 applied; equal metrics are decided by
 the squared error of the unit's inputs. To save time, candidates are scored on
-a subset first; only those that the subset cannot decide see the rest.
+a subset first; only those that the subset cannot decide see the rest. Where
+the lowest cut-off of the grid is the best, lower ones are tried: 4-bit inputs
+need that.
 """
 
 import math
@@ -33,6 +35,7 @@ from speechbrain_stablequant.search.runner import (
 
 __all__ = ["search_stablequant"]
 
+_LOWER = (97.0, 95.0, 92.0, 90.0, 85.0, 80.0)  # percent, below the usual grid
 _FINALISTS = 3  # cut-offs of a unit that see all of the search set
 _CONFIDENCE = 0.99  # needed of a subset to decide without the rest
 
@@ -160,36 +163,46 @@ class _Search:
         tries = {unit: self._cuts(unit, grid) for unit in flagged}
         if not tries:
             return {}
-        items = self.runner.run(
-            "Cut-offs, subset",
-            [c for unit in tries.values() for c in unit.values()],
-            self.subset,
-        )
-        metric = self.context.evaluator.metric
+        items = self._score("Cut-offs, subset", tries, self.subset)
+        self._extend(tries, items)
         finalists = {}
-        for unit, by_percentile in tries.items():
-            order = self._ranked(by_percentile, items, metric)
-            finalists[unit] = order[:_FINALISTS] if self.rest else order
+        for unit, cuts in tries.items():
+            order = self._ranked(cuts, items)
+            order = order[:_FINALISTS] if self.rest else order
+            finalists[unit] = {p: cuts[p] for p in order}
         if self.rest:
-            more = self.runner.run(
-                "Cut-offs, rest",
-                [tries[u][p] for u, ps in finalists.items() for p in ps],
-                self.rest,
-            )
+            more = self._score("Cut-offs, rest", finalists, self.rest)
             items = {name: items[name] + more[name] for name in more}
-        result = {}
-        for unit, percentiles in finalists.items():
-            chosen = {p: tries[unit][p] for p in percentiles}
-            best = self._ranked(chosen, items, metric)[0]
-            result[unit] = {
-                "chosen": best,
+        return {
+            unit: {
+                "chosen": self._ranked(cuts, items)[0],
                 "tried": sorted(tries[unit]),
                 "confirmed": {
-                    str(p): self._change(items, chosen[p].name).to_dict()
-                    for p in percentiles
+                    str(p): self._change(items, cut.name).to_dict()
+                    for p, cut in cuts.items()
                 },
             }
-        return result
+            for unit, cuts in finalists.items()
+        }
+
+    def _extend(self, tries, items) -> None:
+        """Go below the grid for units whose lowest cut-off is the best."""
+        for percentile in _LOWER:
+            at_edge = {
+                unit: self._cuts(unit, [percentile])
+                for unit, cuts in tries.items()
+                if percentile < min(cuts) == self._ranked(cuts, items)[0]
+            }
+            if at_edge:
+                title = f"Cut-offs, {percentile:g} %"
+                items.update(self._score(title, at_edge, self.subset))
+            for unit, cuts in at_edge.items():
+                tries[unit].update(cuts)
+
+    def _score(self, title: str, tries: dict[str, dict], indices: list[int]):
+        """Score the cut-offs of several units on some batches."""
+        candidates = [cut for cuts in tries.values() for cut in cuts.values()]
+        return self.runner.run(title, candidates, indices)
 
     def _cuts(self, unit: str, grid: list[float]) -> dict[float, Candidate]:
         """Return a candidate for each cut-off that leads to other ranges."""
@@ -207,8 +220,9 @@ class _Search:
                 cuts[percentile] = Candidate(name, unit, layers)
         return cuts
 
-    def _ranked(self, by_percentile, items, metric) -> list[float]:
+    def _ranked(self, by_percentile, items) -> list[float]:
         """Order cut-offs by metric, equal ones by squared error."""
+        metric = self.context.evaluator.metric
 
         def badness(percentile: float):
             candidate = by_percentile[percentile]
