@@ -6,7 +6,8 @@
 
 Runs the recipe with ``--test_only`` and, instead of its own ``ptq`` block, one
 that tries every method at every width. Prints a Markdown table and writes
-``<output_folder>/ptq/methods.json``. All further arguments go to the recipe.
+``<output_folder>/ptq/methods.json``, to which a later run with other cells of
+the grid adds. All further arguments go to the recipe.
 Limit the grid with ``--ptq '{widths: [W8A8], methods: [max]}'``.
 """
 
@@ -26,7 +27,14 @@ from speechbrain_stablequant.report.environment import environment
 
 logger = get_logger(__name__)
 
-OBSERVERS = ("max", "percentile", "mse", "entropy")
+METHODS = (
+    "max",
+    "percentile",
+    "mse",
+    "entropy",
+    "stablequant",
+    "stablequant_entropy",
+)
 WIDTHS = ("W8A8", "W4A8", "W8A6", "W6A6", "W8A4", "W4A4")
 
 
@@ -38,7 +46,8 @@ class MethodComparison(PostTrainingQuantizer):
     widths : list of str
         Widths to try.
     methods : list of str
-        Observers (for ``uniform``), or ``stablequant``.
+        Observers (for ``uniform``), ``stablequant``, or ``stablequant`` and
+        the observer of its third step: ``stablequant_entropy``.
     **knobs : dict
         As for `PostTrainingQuantizer`.
     """
@@ -46,7 +55,7 @@ class MethodComparison(PostTrainingQuantizer):
     def __init__(self, widths=WIDTHS, methods=None, **knobs):
         super().__init__(**knobs)
         self.widths = widths
-        self.methods = methods or (*OBSERVERS, "stablequant")
+        self.methods = methods or METHODS
         self.rows = []
 
     def evaluate(self, brain, run, keys):
@@ -57,12 +66,8 @@ class MethodComparison(PostTrainingQuantizer):
         top = self._folder(brain)
         for method in self.methods:
             for width in self.widths:
-                uniform = method != "stablequant"
                 self.settings = dataclasses.replace(
-                    base,
-                    bits=width,
-                    method="uniform" if uniform else method,
-                    observer=method if uniform else "mse",
+                    base, bits=width, **_knobs(method)
                 )
                 self._planned, self.report = None, None
                 self.output_folder = top / "methods" / f"{method}_{width}"
@@ -76,13 +81,30 @@ class MethodComparison(PostTrainingQuantizer):
         return loss
 
     def _write(self, folder: Path) -> None:
+        """Write all rows, those of earlier runs included, and the table."""
         for row in self.rows:
             row.pop("coverage", None)
             row.pop("clipping", None)
         path = folder / "methods.json"
-        path.write_text(json.dumps(self.rows, indent=1) + "\n")
-        print(markdown(self.rows, self.widths))
+        rows = {}
+        if path.is_file():
+            rows = {_key(row): row for row in json.loads(path.read_text())}
+        rows.update({_key(row): row for row in self.rows})
+        path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+        print(markdown(list(rows.values()), self.widths))
         print(", ".join(f"{k} {v}" for k, v in environment().items()))
+
+
+def _knobs(method: str) -> dict:
+    """Return the knobs that stand for a row of the table."""
+    if method.startswith("stablequant"):
+        observer = method[len("stablequant_") :] or "mse"
+        return {"method": "stablequant", "observer": observer}
+    return {"method": "uniform", "observer": method}
+
+
+def _key(row: dict) -> tuple:
+    return row["method"], row["width"], row["tests"][-1]["name"]
 
 
 def markdown(rows, widths) -> str:

@@ -88,7 +88,9 @@ class Settings:
         ``stablequant``: layer-adaptive clipping by the recipe's metric.
         ``uniform``: one observer for all layers, no search.
     observer : str
-        For ``uniform``: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        ``uniform``: ``max``, ``percentile``, ``mse`` or ``entropy``, for all
+        layers. ``stablequant``: ``mse`` as in the paper, or ``entropy``, on
+        the clipped histograms.
     percentile : float
         For the ``percentile`` observer, in percent.
     weight_observer : str
@@ -207,6 +209,14 @@ class Settings:
                 parse_bits(bits)
             except KnobError as err:
                 raise KnobError(f"layer_bits, '{pattern}': {err}") from None
+        if self.method == "stablequant" and self.observer not in (
+            "mse",
+            "entropy",
+        ):
+            raise KnobError(
+                f"observer '{self.observer}' goes with method: uniform; "
+                "stablequant chooses scales by mse or entropy."
+            )
         self._check_schemes()
 
     def _check_schemes(self):
