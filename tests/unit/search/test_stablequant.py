@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant import quantize
+from speechbrain_stablequant.errors import KnobError
 
 
 @pytest.fixture
@@ -43,3 +44,30 @@ def test_the_grid_goes_on_while_its_lowest_cut_is_the_best(outlier_model):
     assert found["chosen"] <= 95  # 6.25 % of the values are outliers
     assert {100.0, 98.0, 97.0, 95.0} < set(found["tried"])
     assert result.metrics["quantized"] < 20 < at_98.metrics["quantized"]
+
+
+def test_scales_by_entropy_are_another_plan(outlier_model):
+    model, batch, score = outlier_model
+    plans = {}
+    for observer in ("mse", "entropy"):
+        result = quantize(
+            model,
+            [batch],
+            score=score,
+            bits="W8A4",
+            observer=observer,
+            progress=False,
+        )
+        chosen = result.plan.layers["0"].inputs["input"]
+        assert chosen.observer == observer
+        plans[observer] = chosen.high
+        result.restore()
+    assert plans["mse"] != plans["entropy"]
+
+
+@pytest.mark.parametrize("observer", ["max", "percentile"])
+def test_stablequant_refuses_other_observers(outlier_model, observer):
+    model, batch, score = outlier_model
+    with pytest.raises(KnobError, match="method: uniform"):
+        quantize(model, [batch], score=score, observer=observer)
+    assert type(model[0]) is nn.Linear
