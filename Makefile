@@ -1,5 +1,5 @@
 # make demo   create the environment, then train, quantize, score and reload
-#             a small recognizer on synthesised digits (about ten minutes)
+#             a small recognizer on synthesised digits (six minutes)
 # make test   the same environment, lint and all tests
 #
 # PYTHON=python3.11 chooses the interpreter, VENV=path the environment.

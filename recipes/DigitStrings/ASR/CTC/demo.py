@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole way in ten minutes: train, quantize, score, publish, load again.
+"""The whole way in minutes: train, quantize, score, publish, load again.
 
 To run it, do the following:
 > python demo.py
