@@ -1,0 +1,59 @@
+"""Equal forms of modules that compilers turn into faster graphs.
+
+They hold while a module is traced and change no result but by rounding. Each
+family of models has a file of its own with functions that look at one module
+and return the ``forward`` functions to put in place.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+from speechbrain_stablequant.runtime.rewrites_frontend import (
+    rewrite_feature_encoder,
+)
+from speechbrain_stablequant.runtime.rewrites_tdnn import rewrite_ecapa
+
+__all__ = ["rewritten"]
+
+_REWRITES = (rewrite_feature_encoder, rewrite_ecapa)
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def rewritten(root: nn.Module) -> Iterator[None]:
+    """Put faster ``forward`` functions on the modules that have one.
+
+    Enter it inside `lowered`: constants are computed from weights as they are
+    on entering.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        Float or quantized module in evaluation mode; as before after the
+        block.
+
+    Example
+    -------
+    >>> layer = nn.Linear(2, 2)
+    >>> with rewritten(layer):
+    ...     "forward" in vars(layer)
+    False
+    """
+    before = {}
+    try:
+        for module in root.modules():
+            for rewrite in _REWRITES:
+                for target, forward in rewrite(module):
+                    attributes = target.__dict__
+                    old = attributes.get("forward", _ABSENT)
+                    before.setdefault(target, old)
+                    attributes["forward"] = forward
+        yield
+    finally:
+        for target, old in before.items():
+            if old is _ABSENT:
+                target.__dict__.pop("forward", None)
+            else:
+                target.__dict__["forward"] = old

@@ -1,0 +1,141 @@
+"""Convolutional feature encoders of wav2vec 2.0 and its kin, frames first."""
+
+import math
+import re
+
+import torch
+
+from speechbrain_stablequant.runtime.rewrites_layout import (
+    FramesFirstConv,
+    is_matrix_product,
+    matrix_of,
+    quantize_if_planned,
+    windows,
+)
+
+__all__ = ["rewrite_feature_encoder"]
+
+_ENCODER = re.compile(r"transformers\.models\..*\.\w+FeatureEncoder")
+_LAYER = re.compile(
+    r"transformers\.models\..*\.\w*?(GroupNorm|NoLayerNorm|LayerNorm)ConvLayer"
+)
+
+
+def _class_match(pattern, module):
+    """Return the match of the first class, by full name, or None."""
+    # By name, so that transformers need not be installed.
+    names = (f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__)
+    return next((m for m in map(pattern.fullmatch, names) if m), None)
+
+
+class _FramesFirstLayer:
+    """Convolution and activation, between them possibly a layer norm."""
+
+    def __init__(self, layer):
+        self.layer = layer
+        self.norm = getattr(layer, "layer_norm", None)
+
+    def __call__(self, x):
+        """Apply the layer to (batch, time, channels)."""
+        x = self.layer.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.layer.activation(x)
+
+
+class _GroupNormLayer:
+    """First layer: convolution, then each channel normalized over time.
+
+    A channel's mean and variance follow from those of the windows, which are
+    ten values wide, not five hundred: one pass over the output is enough.
+    """
+
+    def __init__(self, layer):
+        self.layer = layer
+        matrix = matrix_of(layer.conv)().detach().double()
+        # Neighbouring samples are alike; their cosine transform hardly
+        # correlates, so that float32 is good enough for the covariance.
+        basis = _cosines(matrix.shape[1]).to(matrix.device)
+        # Constants of their own: compilers do not take a weight with two
+        # users for one of an integer layer.
+        self.filters = (matrix @ basis).t().float().contiguous()
+        self.basis = basis.float()
+
+    def __call__(self, x):
+        """Apply the layer to (batch, time, 1)."""
+        scale, shift = self._affine(x)
+        return self.layer.activation(self.layer.conv(x) * scale + shift)
+
+    def _affine(self, x):
+        """Return what the normalization multiplies with and adds."""
+        conv, norm = self.layer.conv, self.layer.layer_norm
+        # Quantized apart from the convolution's input, which would not be
+        # handed over as integers if it were used as floats, too.
+        x = quantize_if_planned(conv, x)
+        seen = windows(x, conv.kernel_size[0], conv.stride[0])
+        spectrum = seen @ self.basis
+        mean = spectrum.mean(1, keepdim=True)
+        centred = spectrum - mean
+        covariance = centred.transpose(1, 2) @ centred / centred.shape[1]
+        variance = self.filters * (covariance @ self.filters)
+        scale = norm.weight * torch.rsqrt(
+            variance.sum(1, keepdim=True) + norm.eps
+        )
+        mean = mean @ self.filters
+        if conv.bias is not None:
+            mean = mean + conv.bias
+        return scale, norm.bias - mean * scale
+
+
+def _cosines(n):
+    """Return the orthogonal discrete cosine transform, (n, n) in float64."""
+    steps = torch.arange(n, dtype=torch.float64)
+    basis = torch.cos(math.pi / n * (steps[:, None] + 0.5) * steps)
+    basis[:, 0] /= math.sqrt(2)
+    return basis * math.sqrt(2 / n)
+
+
+def _frames_first(layer):
+    """Return the forward of one layer on (batch, time, channels), or None."""
+    kind = _class_match(_LAYER, layer)
+    if kind is None or not is_matrix_product(layer.conv):
+        return None
+    if layer.conv.dilation != (1,):
+        return None
+    if kind[1] != "GroupNorm":
+        return _FramesFirstLayer(layer)
+    norm = layer.layer_norm
+    one_each = norm.num_groups == norm.num_channels
+    if layer.conv.in_channels != 1 or not one_each or not norm.affine:
+        return None
+    return _GroupNormLayer(layer)
+
+
+def rewrite_feature_encoder(module):
+    """Return new ``forward`` functions for a feature encoder and its layers.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Any module.
+
+    Returns
+    -------
+    list of (torch.nn.Module, callable)
+        Empty if the module is not such an encoder.
+    """
+    if _class_match(_ENCODER, module) is None:
+        return []
+    layers = list(module.conv_layers)
+    forwards = [_frames_first(layer) for layer in layers]
+    if not all(forwards):
+        return []
+
+    def forward(input_values):
+        x = input_values[..., None]
+        for layer in layers:
+            x = layer(x)
+        return x.transpose(1, 2)
+
+    convs = [(layer.conv, FramesFirstConv(layer.conv)) for layer in layers]
+    return [(module, forward), *zip(layers, forwards), *convs]

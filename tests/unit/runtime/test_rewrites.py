@@ -1,0 +1,177 @@
+"""Rewritten modules compute what they computed before."""
+
+import copy
+
+import pytest
+import torch
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
+from speechbrain_stablequant import quantize
+from speechbrain_stablequant.runtime.lowering import Lowering, lowered
+from speechbrain_stablequant.runtime.rewrites import rewritten
+
+
+def difference(result, expected):
+    return float((result - expected).norm() / expected.norm())
+
+
+def forwards(model):
+    return {n: vars(m).get("forward") for n, m in model.named_modules()}
+
+
+def compare(model, calls, tolerance=1e-4):
+    """Compare a model with its rewritten self, float and quantized.
+
+    Sums in another order move a few values to the next level.
+    """
+    model.eval()
+    before = forwards(model)
+    with torch.no_grad():
+        for args in calls:
+            expected = model(*args)
+            with rewritten(model):
+                assert forwards(model) != before
+                assert difference(model(*args), expected) < 1e-5
+        batches = [args if len(args) > 1 else args[0] for args in calls]
+        quantize(
+            model, batches[:1], bits="W8A8", observer="max", progress=False
+        )
+        before = forwards(model)
+        for args in calls:
+            expected = model(*args)
+            with rewritten(model):
+                assert difference(model(*args), expected) < tolerance
+            with lowered(model, Lowering()), rewritten(model):
+                assert difference(model(*args), expected) < tolerance
+    assert forwards(model) == before
+
+
+# -- feature encoders ----------------------------------------------------------
+
+
+def feature_encoder(family, norm, bias):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{family}Config")(
+        conv_dim=(16, 24, 24, 16),
+        conv_stride=(5, 2, 2, 2),
+        conv_kernel=(10, 3, 3, 2),
+        feat_extract_norm=norm,
+        conv_bias=bias,
+    )
+    model = getattr(transformers, f"{family}Model")
+    module = __import__(model.__module__, fromlist=["_"])
+    encoder = getattr(module, f"{family}FeatureEncoder")(config)
+    encoder._freeze_parameters()
+    return encoder
+
+
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert", "WavLM"])
+@pytest.mark.parametrize(
+    ("norm", "bias"), [("group", False), ("group", True), ("layer", True)]
+)
+def test_feature_encoder(family, norm, bias):
+    encoder = feature_encoder(family, norm, bias)
+    calls = [(torch.randn(b, n),) for b, n in [(1, 4000), (3, 1601), (2, 997)]]
+    compare(encoder, calls, tolerance=0.02)
+
+
+def test_feature_encoder_low_frequencies():
+    # Neighbouring samples nearly equal: the covariance is close to singular.
+    encoder = feature_encoder("Wav2Vec2", "group", False).eval()
+    time = torch.arange(16000) / 16000
+    wave = (6.28 * 40 * time).sin() + 0.2 + 1e-3 * torch.randn(2, 16000)
+    expected = copy.deepcopy(encoder).double()(wave.double()).float()
+    with torch.no_grad(), rewritten(encoder):
+        result = encoder(wave)
+    assert difference(result, expected) < 1e-3
+
+
+def test_unknown_layers_are_left_alone():
+    encoder = feature_encoder("Wav2Vec2", "group", False)
+    encoder.conv_layers[1].conv.padding = (1,)
+    before = forwards(encoder)
+    with rewritten(encoder):
+        assert forwards(encoder) == before
+
+
+# -- ECAPA-TDNN ------------------------------------------------------------------
+
+
+def ecapa(**options):
+    model = ECAPA_TDNN(
+        20,
+        channels=[32, 32, 32, 48],
+        kernel_sizes=[5, 3, 3, 1],
+        dilations=[1, 2, 3, 1],
+        attention_channels=16,
+        res2net_scale=4,
+        se_channels=16,
+        lin_neurons=24,
+        **{"groups": [1, 1, 1, 1], **options},
+    )
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("global_context", [True, False])
+def test_ecapa(global_context):
+    calls = [(torch.randn(b, n, 20),) for b, n in [(2, 80), (1, 33), (3, 7)]]
+    compare(ecapa(global_context=global_context), calls, tolerance=0.05)
+
+
+def test_ecapa_with_lengths():
+    calls = [
+        (torch.randn(3, 50, 20), torch.tensor([1.0, 0.5, 0.21])),
+        (torch.randn(2, 31, 20), torch.tensor([0.7, 1.0])),
+    ]
+    model = ecapa().eval()
+    for args in calls:
+        with torch.no_grad():
+            expected = model(*args)
+            with rewritten(model):
+                assert difference(model(*args), expected) < 1e-5
+
+
+def test_ecapa_in_training_or_groups_is_left_alone():
+    for model in (ecapa().train(), ecapa(groups=[2, 1, 1, 1]).eval()):
+        before = forwards(model)
+        with rewritten(model):
+            assert forwards(model) == before
+
+
+# -- restoration -----------------------------------------------------------------
+
+
+def fail_inside(model):
+    with rewritten(model):
+        assert not hasattr(model.fc.conv.forward, "mine")
+        raise ZeroDivisionError
+
+
+def test_restores_forwards_on_instances_after_an_exception():
+    model = ecapa().eval()
+
+    def forward(*args, **kwargs):
+        return "mine"
+
+    forward.mine = True
+    model.mfa.forward = model.fc.conv.forward = forward
+    before = forwards(model)
+    with pytest.raises(ZeroDivisionError):
+        fail_inside(model)
+    assert forwards(model) == before
+
+
+def test_a_rewrite_that_fails_leaves_no_trace():
+    encoders = [feature_encoder("Hubert", "group", False) for _ in range(2)]
+    del encoders[1].conv_layers[0].conv._parameters["weight"]
+    model = torch.nn.ModuleList(encoders).eval()
+    before = forwards(model)
+    with pytest.raises(AttributeError), rewritten(model):
+        pass
+    assert forwards(model) == before
