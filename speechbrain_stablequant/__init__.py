@@ -16,6 +16,11 @@ from speechbrain_stablequant.checkpoint import (
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+from speechbrain_stablequant.runtime import (
+    accelerate,
+    decelerate,
+    runtime_report,
+)
 
 __version__ = "0.1.0"
 
@@ -25,8 +30,11 @@ __all__ = [
     "QuantizationPlan",
     "QuantizationResult",
     "StableQuantError",
+    "accelerate",
+    "decelerate",
     "load_quantized",
     "quantize",
     "read_header",
+    "runtime_report",
     "save_quantized",
 ]

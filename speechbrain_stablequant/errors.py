@@ -10,6 +10,8 @@ __all__ = [
     "CalibrationError",
     "CoverageError",
     "CheckpointError",
+    "ExecutionError",
+    "RuntimeConversionError",
     "nearest",
 ]
 
@@ -36,6 +38,14 @@ class CoverageError(StableQuantError, RuntimeError):
 
 class CheckpointError(StableQuantError, RuntimeError):
     """A quantized checkpoint is damaged, foreign or does not fit the model."""
+
+
+class RuntimeConversionError(StableQuantError, RuntimeError):
+    """A module cannot be converted for a runtime."""
+
+
+class ExecutionError(StableQuantError, RuntimeError):
+    """A layer that the plan quantizes would not run on integer kernels."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

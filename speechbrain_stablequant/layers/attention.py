@@ -125,7 +125,7 @@ class DecomposedMultiheadAttention(nn.MultiheadAttention):
     def _project(self, query, key, value):
         """Apply the three input projections."""
         if self._qkv_same_embed_dim:
-            weights = self.in_proj_weight.chunk(3)
+            weights = self._in_proj_weights()
         else:
             weights = (
                 self.q_proj_weight,
@@ -138,6 +138,10 @@ class DecomposedMultiheadAttention(nn.MultiheadAttention):
             F.linear(x, w, b)
             for x, w, b in zip((query, key, value), weights, biases)
         ]
+
+    def _in_proj_weights(self):
+        """Return the weights of query, key and value."""
+        return self.in_proj_weight.chunk(3)
 
     def _merge_masks(self, attn_mask, key_padding_mask, is_causal, q, k):
         """Return one mask to add to the scores, or None."""
@@ -169,6 +173,9 @@ class QuantizedMultiheadAttention(
         "v_proj_weight",
     )
     input_names = ("query", "key", "value")
+
+    def _in_proj_weights(self):
+        return self.dequantized_parts("in_proj_weight", 3)
 
     @classmethod
     def unsupported(cls, module):

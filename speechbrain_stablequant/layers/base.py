@@ -249,6 +249,13 @@ class QuantizedModule:
             cache[name] = weight
         return weight
 
+    def dequantized_parts(self, name: str, count: int) -> list[torch.Tensor]:
+        """Return a float weight in equal parts along its first axis."""
+        cache = self._weight_cache
+        if hasattr(cache, "parts"):  # a tracer wants constants, not slices
+            return cache.parts(name, count)
+        return list(self.dequantized(name).chunk(count))
+
     def _apply(self, fn, recurse=True):
         """Move the layer; ``.half()`` changes its weights, not its scales."""
         mine = [

@@ -1,0 +1,168 @@
+"""What all runtimes share: settings, the cache, the proof of int8."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Optional
+
+import torch
+from torch import nn
+
+from speechbrain_stablequant.errors import ExecutionError
+from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.runtime.cache import CompiledCache, module_digest
+from speechbrain_stablequant.runtime.execution import LayerExecution
+from speechbrain_stablequant.runtime.lowering import planned_int8
+from speechbrain_stablequant.runtime.processor import Processor
+from speechbrain_stablequant.runtime.tracing import OutputStructure, Signature
+
+__all__ = ["Backend", "Compiled"]
+
+
+class Compiled:
+    """A compiled graph with what is needed to call it.
+
+    Arguments
+    ---------
+    structure : OutputStructure
+        How results are put together.
+    example_shapes : list of tuple
+        Shapes of the tensors that were traced.
+    layers : list of LayerExecution
+        How the quantized layers in it run; names relative to the unit.
+    """
+
+    cached = False
+
+    def __init__(self, structure: OutputStructure, example_shapes, layers):
+        self.structure = structure
+        self.example_shapes = [tuple(shape) for shape in example_shapes]
+        self.layers: list[LayerExecution] = layers
+        self.proven: set[str] = set()
+        self.on_proof = None
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run on flat tensors; may be called from several threads."""
+        raise NotImplementedError
+
+    def prove(self, axes: set[str]) -> None:
+        """Note that results were compared where these axes had changed."""
+        self.proven |= axes
+        if self.on_proof is not None:
+            self.on_proof(self.proven)
+
+
+class Backend:
+    """A runtime with its settings.
+
+    Arguments
+    ---------
+    processor : Processor
+        What it runs on.
+    threads : int
+        Number of threads of one call.
+    precision : str
+        ``f32`` or ``bf16``: of what is not int8.
+    allow_float : list of str
+        Patterns of layers that may run in float although the plan quantizes
+        them.
+    cache : CompiledCache
+        Compiled models of earlier runs.
+    """
+
+    name = ""
+
+    def __init__(
+        self,
+        processor: Processor,
+        threads: int,
+        precision: str,
+        allow_float: Sequence[str],
+        cache: CompiledCache,
+    ):
+        self.processor, self.threads = processor, threads
+        self.precision, self.allow_float = precision, allow_float
+        self.cache = cache
+        self.notes: list[str] = []
+
+    @property
+    def settings(self) -> dict:
+        """Return what a report should say about the settings."""
+        return {"threads": self.threads, "precision": self.precision}
+
+    def compile(self, module: nn.Module, signature: Signature, tensors):
+        """Return a `Compiled` for one way of calling a module.
+
+        Raises
+        ------
+        RuntimeConversionError
+            If the module cannot be converted: which operator, which layer.
+        """
+        raise NotImplementedError
+
+    def key(self, module: nn.Module, signature: Signature, versions) -> str:
+        """Return the name of a compiled model in the cache."""
+        import hashlib
+
+        text = "|".join(
+            map(
+                str,
+                (
+                    self.name,
+                    sorted(versions.items()),
+                    sorted(self.processor.features),
+                    self.settings,
+                    signature.describe(),
+                    module_digest(module),
+                ),
+            )
+        )
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:40]
+
+    def check_execution(self, unit: str, compiled: Compiled) -> None:
+        """Raise unless every planned layer of a graph runs in int8."""
+        for row in compiled.layers:
+            if row.planned_int8 and row.precision not in ("int8", "not run"):
+                name = ".".join(part for part in (unit, row.name) if part)
+                self.forbid_float(
+                    name,
+                    f"runs in {row.precision} on {self.name}"
+                    + (f" (kernel {row.kernel})" if row.kernel else ""),
+                )
+
+    def forbid_float(self, name: str, what: str) -> None:
+        """Raise an `ExecutionError` unless the user allows a float layer."""
+        if any(fnmatchcase(name, pattern) for pattern in self.allow_float):
+            return
+        raise ExecutionError(
+            f"The plan quantizes '{name}' to 8 bits or fewer, but it {what}. "
+            f"To accept that, add its name to allow_float ('*' for all)."
+        )
+
+
+def quantized_layers(
+    module: nn.Module,
+) -> list[tuple[str, QuantizedModule, bool]]:
+    """Return names, layers and whether they are planned for int8."""
+    return [
+        (name, layer, planned_int8(layer))
+        for name, layer in module.named_modules()
+        if isinstance(layer, QuantizedModule)
+    ]
+
+
+def conversion_failure(err: Exception, traced: Optional[object]) -> str:
+    """Say which operator of which layer a converter does not know."""
+    import re
+
+    text = str(err)
+    found = re.findall(r"(?:aten|prim|quantized|torchaudio)::\w+", text)
+    if not found:
+        return f"it cannot be converted: {text.strip().splitlines()[-1][:300]}"
+    operator, where = found[0], ""
+    graph = getattr(traced, "inlined_graph", None)
+    for node in [] if graph is None else graph.findAllNodes(operator):
+        scope = node.scopeName().rpartition("/")[2]
+        where = scope.removeprefix("__module.module").strip(".")
+        break
+    layer = f" in {where}" if where else ""
+    return f"the operator {operator}{layer} cannot be converted"

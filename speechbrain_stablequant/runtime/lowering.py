@@ -1,0 +1,258 @@
+"""How quantized layers present themselves to a tracer.
+
+The integers and scales stay those of the layer; only the operators differ
+from reference execution, in ways that runtimes recognise: a weight is a
+constant of integers times its scales, an 8-bit activation always uses all 256
+levels (OpenVINO is inexact with 255), and a narrower one is clipped first.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Optional
+
+import torch
+from torch import nn
+
+from speechbrain_stablequant.layers import (
+    QuantizedClassifier,
+    QuantizedEmbedding,
+    QuantizedGRU,
+    QuantizedLinear,
+    QuantizedLSTM,
+    QuantizedModule,
+    QuantizedMultiheadAttention,
+    QuantizedRNN,
+)
+from speechbrain_stablequant.numerics import dequantize, fake_quantize
+
+__all__ = ["Constant", "Lowering", "lowered", "planned_int8"]
+
+# The classifier normalizes its vectors after they have been quantized.
+_RECURRENT = (QuantizedGRU, QuantizedLSTM, QuantizedRNN)
+_NEVER_INT8 = (QuantizedClassifier, QuantizedEmbedding, *_RECURRENT)
+_SAFE = 64  # 255 x 64 x 2 fits into 16 bits
+
+
+def planned_int8(layer: QuantizedModule) -> bool:
+    """Return whether weights and inputs are quantized to at most 8 bits.
+
+    Such a layer can run on integer kernels. Binary activations are left out:
+    no runtime here has kernels for them.
+    """
+    if isinstance(layer, _NEVER_INT8):
+        return False
+    weights = layer._weight_schemes.values()
+    inputs = [layer._input_schemes.get(name) for name in layer.input_names]
+    return not any(scheme.is_float for scheme in weights) and not any(
+        scheme is None or scheme.is_float or scheme.is_binary
+        for scheme in inputs
+    )
+
+
+class Constant(NamedTuple):
+    """A weight in the shape that its layer uses.
+
+    Arguments
+    ---------
+    values : torch.Tensor
+        Integers, in the shape of the weight; (..., groups, size) where
+        ``groups`` says so.
+    scale : torch.Tensor or None
+        float32, broadcasts to ``values``; None for 16 bits.
+    zero_point : torch.Tensor or None
+        Integers, broadcasts to ``values``.
+    groups : bool
+        Whether the last two axes become one after scaling.
+    """
+
+    values: torch.Tensor
+    scale: Optional[torch.Tensor]
+    zero_point: Optional[torch.Tensor]
+    groups: bool = False
+
+    def real(self) -> torch.Tensor:
+        """Return the weight as an expression that a tracer records."""
+        weight = self.values.to(torch.float32)
+        if self.zero_point is not None:
+            weight = weight - self.zero_point.to(torch.float32)
+        if self.scale is not None:
+            weight = weight * self.scale
+        return weight.flatten(-2) if self.groups else weight
+
+    def chunk(self, count: int) -> list["Constant"]:
+        """Cut into equal parts along the first axis."""
+
+        def part(tensor, index):
+            if tensor is None or tensor.shape[0] == 1:
+                return tensor
+            return tensor.chunk(count)[index].contiguous()
+
+        return [
+            Constant(*(part(t, i) for t in self[:3]), self.groups)
+            for i in range(count)
+        ]
+
+
+class Lowering:
+    """The operators of OpenVINO: plain arithmetic and fake quantization.
+
+    Arguments
+    ---------
+    saturates : bool
+        Whether the processor cuts off sums of 8-bit products; weights of
+        layers with 8-bit inputs then run at 7 bits.
+    has_int8 : bool
+        Whether any layer of the graph is planned for int8.
+    """
+
+    def __init__(self, saturates: bool = False, has_int8: bool = True):
+        self.saturates, self.has_int8 = saturates, has_int8
+        self.reduced: list[str] = []
+
+    def constant(self, layer: QuantizedModule, name: str) -> Constant:
+        """Return a weight of a layer, in the layer's own layout."""
+        quantized = layer.quantized_weight(name)
+        scheme = layer._weight_schemes[name]
+        values, scale, zero_point = quantized
+        if scale is None or not self._keeps_integers(layer):
+            real = dequantize(quantized, scheme)
+            return Constant(layer.from_rows(name, real).clone(), None, None)
+        if self.saturates and planned_int8(layer):
+            values, scale = self._reduce(layer, values, scale, zero_point)
+        count, groups = values.shape[1], scale.shape[1]
+        if groups > 1:
+            size = scheme.group_size
+            flat = len(layer._weight_shapes[name]) == 2
+            if flat and count % size == 0:
+                shape = (values.shape[0], groups, size)
+                zero = None if zero_point is None else zero_point[..., None]
+                return Constant(
+                    values.reshape(shape).clone(), scale[..., None], zero, True
+                )
+            scale = scale.repeat_interleave(size, dim=1)[:, :count]
+            if zero_point is not None:
+                zero_point = zero_point.repeat_interleave(size, dim=1)
+                zero_point = zero_point[:, :count]
+
+        def layout(rows):
+            if rows is None:
+                return None
+            full = rows.expand(values.shape).contiguous()
+            return _narrow(layer.from_rows(name, full)).clone()
+
+        return Constant(
+            layer.from_rows(name, values).contiguous().clone(),
+            layout(scale),
+            layout(zero_point),
+        )
+
+    def _keeps_integers(self, layer: QuantizedModule) -> bool:
+        """Return whether the runtime can use the integers of a layer.
+
+        Weights of recurrent layers must be float; those of weight-only
+        convolutions would be scaled again at each call. An integer embedding
+        cannot be compiled where other layers run in int8.
+        """
+        if planned_int8(layer):
+            return True
+        if isinstance(layer, QuantizedEmbedding):
+            return not self.has_int8
+        return isinstance(layer, (QuantizedLinear, QuantizedMultiheadAttention))
+
+    def _reduce(self, layer, values, scale, zero_point):
+        """Halve integers that would overflow; their scales double."""
+        if zero_point is not None or int(values.abs().max()) <= _SAFE:
+            return values, scale
+        self.reduced.append(type(layer).__name__)
+        half = torch.round(values.to(torch.float32) / 2)
+        return half.to(values.dtype), scale * 2
+
+    def weight(self, constant: Constant) -> torch.Tensor:
+        """Return a weight as an expression that a tracer records."""
+        return constant.real()
+
+    def activation(self, x, scale: float, zero_point: int, signed: bool):
+        """Quantize to 256 levels and back."""
+        low, high = (-128, 127) if signed else (0, 255)
+        return torch.fake_quantize_per_tensor_affine(
+            x, scale, zero_point, low, high
+        )
+
+    def input(self, layer: QuantizedModule, name: str, x: torch.Tensor):
+        """Quantize an input of a layer as its plan says."""
+        scheme = layer._input_schemes.get(name)
+        if scheme is None:
+            return x
+        scale = layer._buffers[f"{name}_scale"]
+        zero_point = layer._buffers[f"{name}_zero_point"]
+        if scheme.is_float or scheme.is_binary:
+            return fake_quantize(x, scale, zero_point, scheme)
+        zero, step = int(zero_point), float(scale)
+        full = (-128, 127) if scheme.signed else (0, 255)
+        if (scheme.qmin, scheme.qmax) != full:
+            x = x.clamp(
+                (scheme.qmin - zero) * step, (scheme.qmax - zero) * step
+            )
+        return self.activation(x, step, zero, scheme.signed)
+
+
+def _narrow(tensor: torch.Tensor) -> torch.Tensor:
+    """Shrink the axes along which nothing changes to one."""
+    for axis in range(tensor.dim()):
+        first = tensor.narrow(axis, 0, 1)
+        if torch.equal(first.expand_as(tensor), tensor):
+            tensor = first
+    return tensor
+
+
+class _LoweredWeights(Mapping):
+    """Stands in for a layer's cache of weights while it is traced."""
+
+    def __init__(self, layer: QuantizedModule, lowering: Lowering):
+        self.lowering = lowering
+        self.constants = {
+            name: lowering.constant(layer, name)
+            for name in layer._weight_schemes
+        }
+
+    def __getitem__(self, name):
+        return self.lowering.weight(self.constants[name])
+
+    def __iter__(self):
+        return iter(self.constants)
+
+    def __len__(self):
+        return len(self.constants)
+
+    def parts(self, name: str, count: int) -> list[torch.Tensor]:
+        """Return equal parts of a weight, each a constant of its own."""
+        chunks = self.constants[name].chunk(count)
+        return [self.lowering.weight(chunk) for chunk in chunks]
+
+
+@contextlib.contextmanager
+def lowered(root: nn.Module, lowering: Lowering) -> Iterator[None]:
+    """Show the quantized layers of a module to a tracer in a runtime's terms.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        Module with quantized layers; as before after the block.
+    lowering : Lowering
+        The terms.
+    """
+    layers = [m for m in root.modules() if isinstance(m, QuantizedModule)]
+    before = [layer._weight_cache for layer in layers]
+    try:
+        for layer in layers:
+            layer.__dict__["_weight_cache"] = _LoweredWeights(layer, lowering)
+            layer.__dict__["quantize_input"] = _bound(lowering, layer)
+        yield
+    finally:
+        for layer, cache in zip(layers, before):
+            layer.__dict__["_weight_cache"] = cache
+            layer.__dict__.pop("quantize_input", None)
+
+
+def _bound(lowering: Lowering, layer: QuantizedModule):
+    return lambda name, x: lowering.input(layer, name, x)

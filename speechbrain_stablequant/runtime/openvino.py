@@ -1,0 +1,203 @@
+"""OpenVINO: int8 kernels of oneDNN on CPUs."""
+
+import json
+import queue
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from speechbrain_stablequant.errors import RuntimeConversionError
+from speechbrain_stablequant.runtime.backend import (
+    Backend,
+    Compiled,
+    conversion_failure,
+    quantized_layers,
+)
+from speechbrain_stablequant.runtime.execution import LayerExecution
+from speechbrain_stablequant.runtime.lowering import Lowering, lowered
+from speechbrain_stablequant.runtime.openvino_graph import (
+    name_weights,
+    pack_low_bit,
+    read_execution,
+)
+from speechbrain_stablequant.runtime.tracing import (
+    OutputStructure,
+    Signature,
+    inert,
+    trace,
+)
+
+__all__ = ["OpenVinoBackend"]
+
+_core = None
+
+
+def core():
+    """Return the one OpenVINO core of this process."""
+    global _core
+    if _core is None:
+        import openvino
+
+        _core = openvino.Core()
+    return _core
+
+
+class OpenVinoBackend(Backend):
+    """Compiles modules with OpenVINO for the CPU."""
+
+    name = "openvino"
+
+    def compile(self, module, signature, tensors):
+        """Return a `Compiled`, from the cache if it is there."""
+        import openvino
+
+        versions = {
+            "openvino": openvino.__version__,
+            "torch": torch.__version__,
+        }
+        key = self.key(module, signature, versions)
+        cached = self._load(key, module)
+        if cached is not None:
+            return cached
+        model, structure = self._convert(module, signature, tensors)
+        compiled = core().compile_model(model, "CPU", self._config())
+        result = OpenVinoCompiled(
+            compiled,
+            structure,
+            [tensor.shape for tensor in tensors],
+            read_execution(compiled.get_runtime_model(), module),
+        )
+        self._store(key, result)
+        return result
+
+    def _config(self) -> dict:
+        return {
+            "INFERENCE_NUM_THREADS": self.threads,
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned threads of two processes would share the first cores.
+            "ENABLE_CPU_PINNING": False,
+            # By default the plugin quantizes inputs of weight-only layers.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+
+    def _convert(self, module: nn.Module, signature: Signature, tensors):
+        import openvino
+
+        has_int8 = any(planned for _, _, planned in quantized_layers(module))
+        lowering = Lowering(self.processor.saturates, has_int8)
+        traced = None
+        with inert(), lowered(module, lowering):
+            traced, structure = trace(module, signature, tensors)
+            try:
+                model = openvino.convert_model(
+                    traced, example_input=tuple(tensors)
+                )
+            except Exception as err:
+                raise RuntimeConversionError(
+                    conversion_failure(err, traced)
+                ) from err
+        if lowering.reduced:
+            self._note_reduced(len(lowering.reduced))
+        name_weights(model)
+        pack_low_bit(model, module)
+        return model, structure
+
+    def _note_reduced(self, count: int) -> None:
+        self.notes.append(
+            f"weights of {count} layers run at 7 bits: this processor cuts "
+            "off sums of 8-bit products"
+        )
+
+    # -- cache -------------------------------------------------------------------
+
+    def _load(self, key: str, module: nn.Module):
+        found = self.cache.load(key)
+        if found is None:
+            return None
+        meta, blob = found
+        try:
+            import io
+
+            compiled = core().import_model(
+                io.BytesIO(blob), "CPU", self._config()
+            )
+            structure = OutputStructure.from_dict(meta["structure"])
+        except Exception:
+            self.cache.remove(key)
+            return None
+        result = OpenVinoCompiled(
+            compiled,
+            structure,
+            meta["example_shapes"],
+            [LayerExecution(**row) for row in meta["layers"]],
+        )
+        result.cached, result.proven = True, set(meta["proven"])
+        result.on_proof = lambda axes: self.cache.update(
+            key, {**meta, "proven": sorted(axes)}
+        )
+        return result
+
+    def _store(self, key: str, compiled: "OpenVinoCompiled") -> None:
+        """Keep a compiled model; its results are compared only later."""
+        if self.cache.folder is None:
+            return
+        try:
+            structure = compiled.structure.to_dict()
+            meta = {
+                "structure": structure,
+                "example_shapes": [list(s) for s in compiled.example_shapes],
+                "layers": [vars(row) for row in compiled.layers],
+                "proven": [],
+            }
+            json.dumps(meta)
+        except (TypeError, NotImplementedError):
+            return  # a result of a kind that has no plain description
+
+        def on_proof(axes):
+            first = not meta["proven"]
+            meta["proven"] = sorted(axes)
+            if first:
+                stream = compiled.model.export_model()
+                self.cache.store(key, meta, bytes(stream.getbuffer()))
+            else:
+                self.cache.update(key, self.cache.load(key)[0] | meta)
+
+        compiled.on_proof = on_proof
+
+
+class OpenVinoCompiled(Compiled):
+    """One compiled model, shared by all callers."""
+
+    def __init__(self, model, structure, example_shapes, layers):
+        super().__init__(structure, example_shapes, layers)
+        self.model = model
+        self._requests: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run; each concurrent caller has a request of its own."""
+        inputs = [_to_numpy(tensor) for tensor in tensors]
+        # Inputs that the graph does not need are not among its parameters.
+        try:
+            request = self._requests.get_nowait()
+        except queue.Empty:
+            request = self.model.create_infer_request()
+        try:
+            values = request.infer(
+                dict(enumerate(inputs)), share_inputs=True, share_outputs=False
+            )
+            return [
+                torch.from_numpy(np.asarray(values[index])).to(dtype)
+                for index, dtype in enumerate(self.structure.dtypes)
+            ]
+        finally:
+            self._requests.put(request)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.to(torch.float32)
+    return tensor.contiguous().numpy()

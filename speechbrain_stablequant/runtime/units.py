@@ -1,0 +1,249 @@
+"""Modules whose ``forward`` runs on a compiled model.
+
+Every module that holds quantized layers is given a `Unit`. The outermost one
+that is called tries to compile itself; what it contains is then part of its
+graph. Where that fails it runs as before, and the modules inside get their
+chance: a graph is as large as can be, whatever method a searcher or a recipe
+enters a model through.
+"""
+
+import threading
+import time
+from typing import Optional
+
+import torch
+from speechbrain.utils.logger import get_logger
+from torch import nn
+
+from speechbrain_stablequant.errors import ExecutionError, StableQuantError
+from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.runtime.execution import UnitReport
+from speechbrain_stablequant.runtime.lowering import planned_int8
+from speechbrain_stablequant.runtime.tracing import (
+    Signature,
+    inert,
+    is_inert,
+)
+
+__all__ = ["Unit", "relative_difference"]
+
+logger = get_logger(__name__)
+
+MAX_VARIANTS = 16
+TOLERANCE = 0.3  # a wrong graph is off by one or more
+
+
+class Unit:
+    """Stands in for the ``forward`` of one module.
+
+    Arguments
+    ---------
+    name : str
+        Qualified name of the module.
+    module : torch.nn.Module
+        The module.
+    backend : Backend
+        Compiles it, see `speechbrain_stablequant.runtime.backend`.
+    """
+
+    def __init__(self, name: str, module: nn.Module, backend):
+        self.name, self.module, self.backend = name, module, backend
+        self.before = module.__dict__.get("forward")
+        self.failure: Optional[str] = None
+        self.variants: dict[Signature, _Variant] = {}
+        self.reports: list[UnitReport] = []
+        self._lock = threading.RLock()
+        self._state: Optional[tuple] = None
+
+    # -- in place of forward -------------------------------------------------------
+
+    def __call__(self, *args, **kwargs):
+        """Run the compiled model if there can be one, else the module."""
+        if is_inert() or self.failure is not None or self.module.training:
+            return self.reference(*args, **kwargs)
+        try:
+            signature, tensors = Signature.of(args, kwargs)
+            if any(
+                t.requires_grad and torch.is_grad_enabled() for t in tensors
+            ):
+                return self.reference(*args, **kwargs)
+            variant = self._variant(signature, tensors)
+            return variant(tensors, lambda: self._inert(args, kwargs))
+        except ExecutionError:
+            raise
+        except (StableQuantError, RuntimeError) as err:
+            self._fail(_reason(err))
+        return self.reference(*args, **kwargs)
+
+    def reference(self, *args, **kwargs):
+        """Run the module's own ``forward``; modules inside may be compiled."""
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _inert(self, args, kwargs):
+        with inert(), torch.no_grad():
+            return self.reference(*args, **kwargs)
+
+    def install(self) -> None:
+        """Take the place of the module's ``forward``."""
+        self.module.__dict__["forward"] = self
+
+    def remove(self) -> None:
+        """Give the module its own ``forward`` back."""
+        if self.module.__dict__.get("forward") is self:
+            del self.module.__dict__["forward"]
+            if self.before is not None:
+                self.module.__dict__["forward"] = self.before
+
+    def __reduce__(self):
+        raise StableQuantError(
+            "An accelerated model cannot be copied or pickled: call "
+            "decelerate(model) first. state_dict() works as always."
+        )
+
+    # -- variants --------------------------------------------------------------------
+
+    def _variant(self, signature: Signature, tensors) -> "_Variant":
+        with self._lock:
+            state = _state_of(self.module)
+            if state != self._state:  # weights were loaded, or changed
+                self.variants.clear()
+                self._state = state
+            found = self.variants.get(signature)
+            if found is None:
+                if len(self.variants) >= MAX_VARIANTS:
+                    raise StableQuantError(
+                        f"it was called in more than {MAX_VARIANTS} ways "
+                        "(an argument that is a number changes at each call)"
+                    )
+                found = _Variant(self, signature, tensors)
+                self.variants[signature] = found
+            return found
+
+    def _fail(self, reason: str) -> None:
+        """Leave the work to the modules inside, or say that nobody can."""
+        self.failure = reason
+        self.variants.clear()
+        self.reports.append(UnitReport(self.name, failure=self.failure))
+        if isinstance(self.module, QuantizedModule) and planned_int8(
+            self.module
+        ):
+            self.backend.forbid_float(
+                self.name,
+                f"cannot run on {self.backend.name}: {self.failure}",
+            )
+        logger.warning(
+            "%s does not run on %s as a whole: %s",
+            self.name or type(self.module).__name__,
+            self.backend.name,
+            self.failure,
+        )
+
+
+class _Variant:
+    """One compiled graph: one signature of one unit."""
+
+    def __init__(self, unit: Unit, signature: Signature, tensors):
+        start = time.perf_counter()
+        self.unit, self.example = unit, [tuple(t.shape) for t in tensors]
+        self.compiled = unit.backend.compile(unit.module, signature, tensors)
+        self.report = UnitReport(
+            unit.name,
+            seconds=time.perf_counter() - start,
+            cached=self.compiled.cached,
+        )
+        unit.backend.check_execution(unit.name, self.compiled)
+        unit.reports.append(self.report)
+
+    def __call__(self, tensors, reference):
+        """Run; compare with reference execution where a shape is new.
+
+        A trace may have taken a length for a constant. Each axis is compared
+        the first time that it differs from the example that was traced.
+        """
+        results = self.compiled.run(tensors)
+        unproven = self._unproven(tensors)
+        structure = self.compiled.structure
+        if unproven:
+            start = time.perf_counter()
+            expected = reference()
+            _, flat = type(structure).of(expected)
+            difference = relative_difference(results, flat)
+            self.report.seconds += time.perf_counter() - start
+            if difference > TOLERANCE:
+                raise StableQuantError(
+                    "its graph differs from reference execution for inputs of "
+                    f"shape {[tuple(t.shape) for t in tensors]} "
+                    f"(relative difference {difference:.2g})"
+                )
+            self.report.difference = max(
+                difference, self.report.difference or 0.0
+            )
+            self.compiled.prove(unproven)
+        return structure.build(results)
+
+    def _unproven(self, tensors) -> set[str]:
+        """Return the axes that differ from the example, never compared yet."""
+        axes = {"example"}
+        for index, (tensor, shape) in enumerate(zip(tensors, self.example)):
+            for axis, size in enumerate(tensor.shape):
+                traced = self.compiled.example_shapes[index][axis]
+                if size != traced:
+                    axes.add(f"{index}.{axis}")
+        return axes - self.compiled.proven
+
+
+def _reason(err: Exception) -> str:
+    """Return the line of an error that says what was wrong."""
+    if isinstance(err, StableQuantError):
+        return str(err)
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(err).__name__
+
+
+def relative_difference(results, expected) -> float:
+    """Return the largest relative difference of two lists of tensors.
+
+    Arguments
+    ---------
+    results, expected : list of torch.Tensor
+        Tensors to compare. Infinite values must be in the same places.
+
+    Returns
+    -------
+    float
+        Root mean square of the difference over that of the expected values;
+        infinity where shapes or infinite values differ.
+
+    Example
+    -------
+    >>> relative_difference([torch.ones(2)], [torch.full((2,), 2.0)])
+    0.5
+    """
+    worst = 0.0
+    for result, wanted in zip(results, expected):
+        if result.shape != wanted.shape:
+            return float("inf")
+        a = result.detach().to(torch.float64)
+        b = wanted.detach().to(torch.float64)
+        finite = torch.isfinite(b)
+        if not torch.isfinite(a[finite]).all():
+            return float("inf")
+        a, b = a[finite], b[finite]
+        scale = float(b.norm())
+        difference = float((a - b).norm())
+        worst = max(worst, difference / scale if scale else difference)
+    return worst
+
+
+def _state_of(module: nn.Module) -> tuple:
+    """Return what changes when somebody loads or assigns a tensor."""
+    state = []
+    for child in module.modules():
+        for store in (child._parameters, child._buffers):
+            for tensor in store.values():
+                if tensor is not None:
+                    version = 0 if tensor.is_inference() else tensor._version
+                    state.append((id(tensor), version))
+    return tuple(state)
