@@ -70,7 +70,7 @@ def read_execution(runtime_model, module: nn.Module) -> list[LayerExecution]:
     """
     scopes = _kernels_by_scope(runtime_model)
     rows = []
-    for name, layer, planned in quantized_layers(module):
+    for name, _, planned in quantized_layers(module):
         found = scopes.get(name)
         if not found:
             # A rewrite may have merged projections into their parent's call.

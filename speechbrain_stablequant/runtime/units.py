@@ -146,7 +146,6 @@ class _Variant:
 
     def __init__(self, unit: Unit, signature: Signature, tensors):
         start = time.perf_counter()
-        self.unit, self.example = unit, [tuple(t.shape) for t in tensors]
         self.compiled = unit.backend.compile(unit.module, signature, tensors)
         self.report = UnitReport(
             unit.name,
@@ -186,9 +185,9 @@ class _Variant:
     def _unproven(self, tensors) -> set[str]:
         """Return the axes that differ from the example, never compared yet."""
         axes = {"example"}
-        for index, (tensor, shape) in enumerate(zip(tensors, self.example)):
-            for axis, size in enumerate(tensor.shape):
-                traced = self.compiled.example_shapes[index][axis]
+        for index, tensor in enumerate(tensors):
+            example = self.compiled.example_shapes[index]
+            for axis, (size, traced) in enumerate(zip(tensor.shape, example)):
                 if size != traced:
                     axes.add(f"{index}.{axis}")
         return axes - self.compiled.proven
