@@ -12,6 +12,7 @@ from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.pipeline import make_plan
 from speechbrain_stablequant.report import Report
 from speechbrain_stablequant.roots import roof
+from speechbrain_stablequant.runtime import Acceleration
 
 __all__ = ["watch_pretrainer"]
 
@@ -64,6 +65,8 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
         save_plan(planned.plan, folder / "plan.json")
         report.save(folder)
     logger.info("%s", report.table())
+    if quantizer.backend is not None:
+        Acceleration(root, quantizer.backend).install()
 
 
 def _root(pretrainer, modules) -> nn.ModuleDict:

@@ -21,14 +21,16 @@ from speechbrain_stablequant.brain import (
     validation_loader,
     validation_stage,
 )
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.guard import guarded, noted_start, result_paths
-from speechbrain_stablequant.layers import Conversion, cached_weights
+from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.meter import measured_pass
 from speechbrain_stablequant.pipeline import Planned, make_plan
 from speechbrain_stablequant.pretrained import watch_pretrainer
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.roots import find_module, roof
+from speechbrain_stablequant.runtime import make_backend, running
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings, parse_bits
 
@@ -74,6 +76,17 @@ class PostTrainingQuantizer:
     calibration_forward : callable, optional
         With ``pretrainer``: called as ``f(modules, batch)``, by default the
         only module is called on the batch.
+    runtime : str
+        ``reference``: the quantized pass runs on plain torch, which is exact
+        and slow. ``openvino`` or ``onnx``: it runs on integer kernels, and
+        the report has its speed beside that of the float pass.
+    runtime_threads : int, optional
+        Threads of the runtime; by default those of torch.
+    runtime_precision : str
+        Of what is not int8: ``auto``, ``f32`` or ``bf16``.
+    allow_float : list of str
+        Layers (``*`` wildcards) that the runtime may run in float although
+        the plan quantizes them; any other is an error.
     **knobs : dict
         See `speechbrain_stablequant.settings.Settings`.
 
@@ -93,6 +106,10 @@ class PostTrainingQuantizer:
         "suffix",
         "calibration_batches",
         "calibration_forward",
+        "runtime",
+        "runtime_threads",
+        "runtime_precision",
+        "allow_float",
     )
 
     def __init__(
@@ -106,6 +123,10 @@ class PostTrainingQuantizer:
         suffix: str = "_ptq",
         calibration_batches=None,
         calibration_forward: Optional[Callable] = None,
+        runtime: str = "reference",
+        runtime_threads: Optional[int] = None,
+        runtime_precision: str = "auto",
+        allow_float: Union[str, list] = (),
         **knobs: Any,
     ):
         if pretrainer is not None and knobs.get("plan") is None:
@@ -123,6 +144,9 @@ class PostTrainingQuantizer:
         self.evaluate_float = evaluate_float
         self.output_folder = output_folder
         self.calibration = (calibration_batches, calibration_forward)
+        self.backend = make_backend(
+            runtime, runtime_threads, runtime_precision, allow_float
+        )
         self._data: tuple = (None, {})
         self._planned: Optional[tuple[str, Planned]] = None
         self._statistics: dict = {}
@@ -189,8 +213,9 @@ class PostTrainingQuantizer:
         """
         result = TestResult(self._test_name(brain))
         if self.evaluate_float:
-            with noted_start(brain) as start:
+            with noted_start(brain) as start, measured_pass(brain) as measure:
                 result.float_loss, result.float_seconds = _timed(run)
+            result.float_measure = measure
             result.float_metrics = find_metrics(brain)
         else:
             start = {}
@@ -218,14 +243,21 @@ class PostTrainingQuantizer:
         with preserved(brain), Conversion(self._root(brain)) as conversion:
             planned = self._plan(brain, conversion)
             conversion.apply_plan(planned.plan)
-            with (
-                self._guarded(brain, start.get("time")),
-                cached_weights(conversion.root),
-            ):
-                logger.info("Quantized test pass (%s)", self.label)
-                brain.step = start.get("step", brain.step)
-                result.loss, result.seconds = _timed(run)
-                result.metrics = find_metrics(brain)
+            try:
+                with (
+                    self._guarded(brain, start.get("time")),
+                    running(conversion.root, self.backend) as runtime,
+                ):
+                    logger.info("Quantized test pass (%s)", self.label)
+                    brain.step = start.get("step", brain.step)
+                    with measured_pass(brain) as measure:
+                        result.loss, result.seconds = _timed(run)
+                    result.measure_quantized(measure, runtime)
+                    result.metrics = find_metrics(brain)
+            except ExecutionError:
+                # The plan and the checkpoint are fine: they are not lost.
+                self._finish(brain, conversion, planned, None)
+                raise
             self._finish(brain, conversion, planned, result)
 
     # -- the steps ---------------------------------------------------------------

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Optional
 
 from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.meter import PassMeasure
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report.environment import environment
 from speechbrain_stablequant.report.tables import align, megabytes
+from speechbrain_stablequant.runtime import RuntimeReport
 from speechbrain_stablequant.scoring import Item, Metric, paired_bootstrap
 
 __all__ = ["Report", "TestResult"]
@@ -28,8 +30,13 @@ class TestResult:
     float_loss, loss : float, optional
         Average loss of the float and of the quantized pass.
     float_seconds, seconds : float, optional
-        Duration of the passes. The quantized one runs the *reference*
-        execution: it says nothing about the speed of integer kernels.
+        Duration of the passes. Without a runtime the quantized one says
+        nothing about the speed of integer kernels.
+    float_measure, measure : PassMeasure, optional
+        Speed and memory of the passes; of the quantized one only when it ran
+        on a runtime.
+    runtime : RuntimeReport, optional
+        What the runtime made of the quantized model.
     float_metrics, metrics : dict
         Metric and items by metric name.
     """
@@ -43,6 +50,16 @@ class TestResult:
     seconds: Optional[float] = None
     float_metrics: Metrics = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
+    float_measure: Optional[PassMeasure] = None
+    measure: Optional[PassMeasure] = None
+    runtime: Optional[RuntimeReport] = None
+
+    def measure_quantized(self, measure: PassMeasure, acceleration) -> None:
+        """Keep the measure of a pass on a runtime, less what compiling took."""
+        if acceleration is not None:
+            self.runtime = acceleration.report()
+            measure.seconds -= self.runtime.seconds
+            self.measure = measure
 
     def to_dict(self, seed: int) -> dict:
         """Return plain data, with a paired-bootstrap interval if comparable."""
@@ -59,8 +76,15 @@ class TestResult:
             "name": self.name,
             "metrics": rows,
             "float_pass_seconds": self.float_seconds,
-            "reference_pass_seconds": self.seconds,
+            "quantized_pass_seconds": self.seconds,
+            "float_speed": _plain(self.float_measure),
+            "quantized_speed": _plain(self.measure),
+            "runtime": _plain(self.runtime),
         }
+
+
+def _plain(value) -> Optional[dict]:
+    return None if value is None else value.to_dict()
 
 
 def _change(before, after, metric: Metric, seed: int) -> dict:
@@ -87,6 +111,7 @@ class Report:
         self.label, self.planned = label, planned
         self.files: Optional[list[dict]] = None
         self.tests: list[dict] = []
+        self.runtime: Optional[RuntimeReport] = None
 
     def names(self) -> list[str]:
         """Return the names of the test sets so far."""
@@ -95,6 +120,7 @@ class Report:
     def add(self, result: TestResult, seed: int) -> None:
         """Add the result of a test set."""
         self.tests.append(result.to_dict(seed))
+        self.runtime = result.runtime
 
     def to_dict(self) -> dict:
         """Return all of the report as plain data."""
@@ -144,6 +170,7 @@ class Report:
         lines += align(
             [("", "float", "quantized", "change [95 % interval]")]
             + [row for test in self.tests for row in _test_rows(test)]
+            + [row for test in self.tests for row in _speed_rows(test)]
             + [_size_row(file) for file in self.files or []]
         )
         lines += self._remarks()
@@ -162,6 +189,8 @@ class Report:
                 "validation never reaches"
             )
         lines += _search_lines(planned.search)
+        if self.runtime is not None:
+            lines += self.runtime.lines()
         return lines
 
 
@@ -189,6 +218,35 @@ def _test_rows(test: dict):
             _number(row["quantized"]),
             change,
         )
+
+
+def _speed_rows(test: dict):
+    """Return real-time factor and memory, where a runtime was measured."""
+    before, after = test["float_speed"], test["quantized_speed"]
+    if after is None:
+        return
+    name = test["name"]
+    for key, label in (
+        ("real_time_factor", "real-time factor"),
+        ("seconds", "seconds in the model"),
+    ):
+        old, new = (before or {}).get(key), after[key]
+        if new is not None:
+            ratio = f"{old / new:.2f} times faster" if old else ""
+            yield f"{name} {label}", _decimals(old), _decimals(new), ratio
+            break
+    if after["peak_num_bytes"] is not None:
+        old = (before or {}).get("peak_num_bytes")
+        yield (
+            f"{name} peak memory",
+            "-" if old is None else megabytes(old),
+            megabytes(after["peak_num_bytes"]),
+            "process, float model included",
+        )
+
+
+def _decimals(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _number(value: Optional[float]) -> str:

@@ -3,8 +3,9 @@
 from speechbrain_stablequant.runtime.accelerate import (
     Acceleration,
     accelerate,
-    accelerated,
     decelerate,
+    make_backend,
+    running,
     runtime_report,
 )
 from speechbrain_stablequant.runtime.execution import (
@@ -19,7 +20,8 @@ __all__ = [
     "RuntimeReport",
     "UnitReport",
     "accelerate",
-    "accelerated",
     "decelerate",
+    "make_backend",
+    "running",
     "runtime_report",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
-from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.layers import QuantizedModule, cached_weights
 from speechbrain_stablequant.runtime.backend import (
     Backend,
     quantized_layers,
@@ -30,12 +30,14 @@ __all__ = [
     "RUNTIMES",
     "Acceleration",
     "accelerate",
-    "accelerated",
     "decelerate",
+    "make_backend",
+    "running",
     "runtime_report",
 ]
 
-RUNTIMES = ("openvino", "onnx")
+REFERENCE = "reference"
+RUNTIMES = ("openvino", "onnx", REFERENCE)
 PRECISIONS = ("auto", "f32", "bf16")
 _ATTRIBUTE = "_stablequant_acceleration"
 
@@ -115,8 +117,9 @@ def accelerate(
         A model with quantized layers, or an interface that holds one
         (``EncoderASR``, ``SpeakerRecognition``, ...).
     runtime : str
-        ``openvino``, or ``onnx`` (ONNX Runtime; needs
-        ``speechbrain_stablequant[onnx]``).
+        ``openvino``, ``onnx`` (ONNX Runtime; needs
+        ``speechbrain_stablequant[onnx]``), or ``reference``: plain torch, as
+        before.
     threads : int, optional
         Threads of one call; by default those of torch.
     precision : str
@@ -167,6 +170,8 @@ def accelerate(
         runtime, threads, precision, allow_float, cache_folder
     )
     decelerate(model)
+    if backend is None:
+        return model
     acceleration = Acceleration(root, backend)
     acceleration.install()
     root.__dict__[_ATTRIBUTE] = acceleration
@@ -197,16 +202,27 @@ def runtime_report(model: Any) -> RuntimeReport:
 
 
 @contextlib.contextmanager
-def accelerated(root: nn.Module, backend: Backend) -> Iterator[Acceleration]:
-    """Run a model on a runtime while the block runs.
+def running(
+    root: nn.Module, backend: Optional[Backend]
+) -> Iterator[Optional[Acceleration]]:
+    """Run a quantized model while the block runs.
 
     Arguments
     ---------
     root : torch.nn.Module
         Model with quantized layers.
-    backend : Backend
-        See `make_backend`.
+    backend : Backend or None
+        See `make_backend`; None for reference execution.
+
+    Yields
+    ------
+    Acceleration or None
+        None in reference execution.
     """
+    if backend is None:
+        with cached_weights(root):
+            yield None
+        return
     acceleration = Acceleration(root, backend)
     acceleration.install()
     try:
@@ -221,8 +237,14 @@ def make_backend(
     precision: str = "auto",
     allow_float: Union[str, Sequence[str]] = (),
     cache_folder: Union[str, Path, bool] = True,
-) -> Backend:
-    """Return a backend; arguments as in `accelerate`."""
+) -> Optional[Backend]:
+    """Return a backend; arguments as in `accelerate`.
+
+    Returns
+    -------
+    Backend or None
+        None for ``reference``: plain torch.
+    """
     for name, value, choices in (
         ("runtime", runtime, RUNTIMES),
         ("precision", precision, PRECISIONS),
@@ -231,6 +253,8 @@ def make_backend(
             raise KnobError(
                 f"{name} '{value}' is unknown." + nearest(value, choices)
             )
+    if runtime == REFERENCE:
+        return None
     if threads is None:
         threads = torch.get_num_threads()
     if type(threads) is not int or threads < 1:

@@ -61,6 +61,7 @@ class Unit:
         """Run the compiled model if there can be one, else the module."""
         if is_inert() or self.failure is not None or self.module.training:
             return self.reference(*args, **kwargs)
+        start = time.perf_counter()
         try:
             signature, tensors = Signature.of(args, kwargs)
             if any(
@@ -72,7 +73,7 @@ class Unit:
         except ExecutionError:
             raise
         except (StableQuantError, RuntimeError) as err:
-            self._fail(_reason(err))
+            self._fail(_reason(err), time.perf_counter() - start)
         return self.reference(*args, **kwargs)
 
     def reference(self, *args, **kwargs):
@@ -121,11 +122,13 @@ class Unit:
                 self.variants[signature] = found
             return found
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, seconds: float) -> None:
         """Leave the work to the modules inside, or say that nobody can."""
         self.failure = reason
         self.variants.clear()
-        self.reports.append(UnitReport(self.name, failure=self.failure))
+        self.reports.append(
+            UnitReport(self.name, seconds, failure=self.failure)
+        )
         if isinstance(self.module, QuantizedModule) and planned_int8(
             self.module
         ):
