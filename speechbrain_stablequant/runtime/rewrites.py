@@ -2,7 +2,7 @@
 
 They hold while a module is traced and change no result but by rounding. Each
 family of models has a file of its own with functions that look at one module
-and return the ``forward`` functions to put in place.
+and return the methods to put in place.
 """
 
 import contextlib
@@ -10,6 +10,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from speechbrain_stablequant.runtime.rewrites_attention import (
+    rewrite_relative_attention,
+    rewrite_relative_encoding,
+    rewrite_wavlm_attention,
+)
 from speechbrain_stablequant.runtime.rewrites_frontend import (
     rewrite_feature_encoder,
 )
@@ -17,13 +22,19 @@ from speechbrain_stablequant.runtime.rewrites_tdnn import rewrite_ecapa
 
 __all__ = ["rewritten"]
 
-_REWRITES = (rewrite_feature_encoder, rewrite_ecapa)
+_REWRITES = (
+    rewrite_ecapa,
+    rewrite_feature_encoder,
+    rewrite_relative_attention,
+    rewrite_relative_encoding,
+    rewrite_wavlm_attention,
+)
 _ABSENT = object()
 
 
 @contextlib.contextmanager
 def rewritten(root: nn.Module) -> Iterator[None]:
-    """Put faster ``forward`` functions on the modules that have one.
+    """Put faster methods on the modules that have any.
 
     Enter it inside `lowered`: constants are computed from weights as they are
     on entering.
@@ -45,15 +56,15 @@ def rewritten(root: nn.Module) -> Iterator[None]:
     try:
         for module in root.modules():
             for rewrite in _REWRITES:
-                for target, forward in rewrite(module):
+                for target, name, function in rewrite(module):
                     attributes = target.__dict__
-                    old = attributes.get("forward", _ABSENT)
-                    before.setdefault(target, old)
-                    attributes["forward"] = forward
+                    old = attributes.get(name, _ABSENT)
+                    before.setdefault((target, name), old)
+                    attributes[name] = function
         yield
     finally:
-        for target, old in before.items():
+        for (target, name), old in before.items():
             if old is _ABSENT:
-                target.__dict__.pop("forward", None)
+                target.__dict__.pop(name, None)
             else:
-                target.__dict__["forward"] = old
+                target.__dict__[name] = old

@@ -121,7 +121,7 @@ def rewrite_feature_encoder(module):
 
     Returns
     -------
-    list of (torch.nn.Module, callable)
+    list of (torch.nn.Module, str, callable)
         Empty if the module is not such an encoder.
     """
     if _class_match(_ENCODER, module) is None:
@@ -137,5 +137,10 @@ def rewrite_feature_encoder(module):
             x = layer(x)
         return x.transpose(1, 2)
 
-    convs = [(layer.conv, FramesFirstConv(layer.conv)) for layer in layers]
-    return [(module, forward), *zip(layers, forwards), *convs]
+    convs = [layer.conv for layer in layers]
+    changes = [
+        (module, forward),
+        *zip(layers, forwards),
+        *zip(convs, map(FramesFirstConv, convs)),
+    ]
+    return [(target, "forward", new) for target, new in changes]

@@ -194,7 +194,7 @@ def rewrite_ecapa(module):
 
     Returns
     -------
-    list of (torch.nn.Module, callable)
+    list of (torch.nn.Module, str, callable)
         Empty if the module is not such a model.
     """
     if not isinstance(module, ecapa.ECAPA_TDNN):
@@ -223,4 +223,4 @@ def rewrite_ecapa(module):
     if module.asp.global_context:
         conv = module.asp.tdnn.conv.conv
         changes.append((conv, _ContextConv(conv)))
-    return changes
+    return [(target, "forward", new) for target, new in changes]

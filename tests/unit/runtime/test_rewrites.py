@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL
 
 from speechbrain_stablequant import quantize
 from speechbrain_stablequant.runtime.lowering import Lowering, lowered
@@ -15,8 +16,19 @@ def difference(result, expected):
     return float((result - expected).norm() / expected.norm())
 
 
+REPLACED = (
+    "forward",
+    "make_pe",
+    "rel_shift",
+    "torch_multi_head_self_attention",
+)
+
+
 def forwards(model):
-    return {n: vars(m).get("forward") for n, m in model.named_modules()}
+    return {
+        n: [vars(m).get(name) for name in REPLACED]
+        for n, m in model.named_modules()
+    }
 
 
 def compare(model, calls, tolerance=1e-4):
@@ -142,6 +154,101 @@ def test_ecapa_in_training_or_groups_is_left_alone():
         before = forwards(model)
         with rewritten(model):
             assert forwards(model) == before
+
+
+# -- attention -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [2, 5, 40])
+def test_relative_positions(length):
+    encoding = RelPosEncXL(16)
+    x = torch.randn(1, length, 16)
+    expected = encoding(x)
+    with rewritten(encoding):
+        assert torch.allclose(encoding(x), expected, atol=1e-5)
+
+
+def relative_attention(**options):
+    layer = RelPosMHAXL(32, 4, **options).eval()
+    for bias in (layer.pos_bias_u, layer.pos_bias_v):
+        torch.nn.init.normal_(bias)
+    return layer
+
+
+def relative_calls():
+    for batch, time in [(2, 9), (1, 30)]:
+        padding = torch.zeros(batch, time, dtype=torch.bool)
+        padding[-1, time // 2 :] = True
+        x, positions = (
+            torch.randn(batch, time, 32),
+            torch.randn(1, 2 * time - 1, 32),
+        )
+        yield (x, x, x, positions)
+        yield (x, x, x, positions, padding)
+        yield (x, x, x, positions, None, torch.ones(time, time).triu(1) > 0)
+
+
+def test_relative_attention():
+    layer = relative_attention()
+    for args in relative_calls():
+        with torch.no_grad():
+            expected = layer(*args)
+            with rewritten(layer):
+                result = layer(*args)
+        for one, other in zip(result, expected):
+            assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_relative_shift_of_fewer_queries_than_keys():
+    layer = relative_attention()
+    x = torch.randn(2, 4, 5, 15)
+    expected = layer.rel_shift(x)
+    with rewritten(layer):
+        assert torch.equal(layer.rel_shift(x), expected)
+
+
+def test_relative_attention_that_hides_the_future_is_left_alone():
+    layer = relative_attention(mask_pos_future=True)
+    before = forwards(layer)
+    with rewritten(layer):
+        assert forwards(layer) == before
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_wavlm_attention(padded):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.WavLMConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    encoder = transformers.WavLMModel(config).eval().encoder
+    x, mask = torch.randn(2, 20, 32), None
+    if padded:
+        mask = torch.arange(20) < torch.tensor([[20], [13]])
+    quantize(
+        encoder,
+        [x],
+        forward=lambda model, x: model(x, attention_mask=mask),
+        bits="W8A8",
+        observer="max",
+        progress=False,
+    )
+    attention = encoder.layers[0].attention
+    with torch.no_grad():
+        expected = encoder(x, attention_mask=mask)[0]
+        weights = attention(x, attention_mask=mask)[1]
+        before = forwards(encoder)
+        with rewritten(encoder):
+            assert forwards(encoder) != before
+            assert (
+                difference(encoder(x, attention_mask=mask)[0], expected) < 0.02
+            )
+            result = attention(x, attention_mask=mask)[1]
+    assert torch.allclose(result, weights, atol=1e-5)
 
 
 # -- restoration -----------------------------------------------------------------
