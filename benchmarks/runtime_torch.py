@@ -85,18 +85,20 @@ class TorchDynamic(Torch):
         """Time all engines and write the weights of the quickest."""
         import torch
 
+        names = _called_layers(case)
         seconds, states = {}, {}
         for engine in torch.backends.quantized.supported_engines:
             if engine in ("none", "qnnpack"):  # qnnpack is for ARM
                 continue
             torch.backends.quantized.engine = engine
-            module = self._convert(case.module())
+            module = self._convert(case.module(), names)
             seconds[engine] = _seconds(module, case)
             states[engine] = module.state_dict()
         chosen = min(seconds, key=seconds.get)
         folder = case.artefact(self.artefact)
         torch.save(states[chosen], folder / "int8.pt")
-        (folder / "engine.json").write_text(json.dumps(chosen))
+        settings = {"engine": chosen, "layers": names}
+        (folder / "settings.json").write_text(json.dumps(settings))
         return {"chosen": chosen, "seconds": seconds}
 
     def module(self, case):
@@ -104,18 +106,21 @@ class TorchDynamic(Torch):
         import torch
 
         folder = case.artefact(self.artefact)
-        engine = json.loads((folder / "engine.json").read_text())
-        torch.backends.quantized.engine = engine
-        module = self._convert(case.skeleton().to_empty(device="cpu"))
+        settings = json.loads((folder / "settings.json").read_text())
+        torch.backends.quantized.engine = settings["engine"]
+        module = case.skeleton().to_empty(device="cpu")
+        module = self._convert(module, settings["layers"])
+        # Packed weights are pickled objects; the file is our own.
         state = torch.load(folder / "int8.pt", weights_only=False)
         module.load_state_dict(state)
         return module.requires_grad_(False)
 
-    def _convert(self, module):
+    def _convert(self, module, names):
         import torch
 
+        config = torch.ao.quantization.default_dynamic_qconfig
         return torch.ao.quantization.quantize_dynamic(
-            module, {torch.nn.Linear}, torch.qint8
+            module, dict.fromkeys(names, config), inplace=True
         )
 
     def facts(self, case):
@@ -163,6 +168,24 @@ class TorchAO(Torch):
             for p in self.loaded.parameters()
         )
         return {"int8_layers": [found, num_layers(case)]}
+
+
+def _called_layers(case) -> list[str]:
+    """Return names of the linear layers that are called.
+
+    Of others only the weight is read (WavLM's attention, PyTorch's own), and
+    converted they make the model fail.
+    """
+    import torch
+
+    module, called = case.module(), []
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(
+                lambda *_, name=name: called.append(name)
+            )
+    module_caller(module)(case.inputs(1)[0])
+    return sorted(set(called))
 
 
 def _seconds(module, case) -> float:
