@@ -58,7 +58,7 @@ class Acceleration:
         self.units = [
             Unit(name, module, backend)
             for name, module in root.named_modules()
-            if not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+            if type(module).forward is not nn.Module.forward  # can be called
             and any(isinstance(m, QuantizedModule) for m in module.modules())
         ]
 
@@ -253,12 +253,12 @@ def make_backend(
             raise KnobError(
                 f"{name} '{value}' is unknown." + nearest(value, choices)
             )
-    if runtime == REFERENCE:
-        return None
     if threads is None:
         threads = torch.get_num_threads()
     if type(threads) is not int or threads < 1:
         raise KnobError(f"threads is {threads!r}: use a number from 1 on.")
+    if runtime == REFERENCE:
+        return None
     processor = detect_processor()
     if precision == "bf16" and not processor.has_bf16:
         raise KnobError(

@@ -44,6 +44,16 @@ class Compiled:
         """Run on flat tensors; may be called from several threads."""
         raise NotImplementedError
 
+    @staticmethod
+    def plausible(tensors, results) -> bool:
+        """Return whether results hold something, given inputs that do.
+
+        OpenVINO has been seen to return empty tensors in place of an error.
+        """
+        return not all(t.numel() for t in tensors) or all(
+            result.numel() for result in results
+        )
+
     def prove(self, axes: set[str]) -> None:
         """Note that results were compared where these axes had changed."""
         self.proven |= axes

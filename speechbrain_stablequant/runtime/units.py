@@ -54,6 +54,7 @@ class Unit:
         self.reports: list[UnitReport] = []
         self._lock = threading.RLock()
         self._state: Optional[tuple] = None
+        self._quantized = True
 
     # -- in place of forward -------------------------------------------------------
 
@@ -69,6 +70,8 @@ class Unit:
             ):
                 return self.reference(*args, **kwargs)
             variant = self._variant(signature, tensors)
+            if variant is None:
+                return self.reference(*args, **kwargs)
             return variant(tensors, lambda: self._inert(args, kwargs))
         except ExecutionError:
             raise
@@ -105,12 +108,19 @@ class Unit:
 
     # -- variants --------------------------------------------------------------------
 
-    def _variant(self, signature: Signature, tensors) -> "_Variant":
+    def _variant(self, signature: Signature, tensors) -> Optional["_Variant"]:
+        """Return the graph for a call; None when nothing is quantized now."""
         with self._lock:
             state = _state_of(self.module)
-            if state != self._state:  # weights were loaded, or changed
+            if state != self._state:  # weights were loaded, or restored
                 self.variants.clear()
                 self._state = state
+                self._quantized = any(
+                    isinstance(m, QuantizedModule)
+                    for m in self.module.modules()
+                )
+            if not self._quantized:
+                return None
             found = self.variants.get(signature)
             if found is None:
                 if len(self.variants) >= MAX_VARIANTS:
@@ -165,6 +175,8 @@ class _Variant:
         the first time that it differs from the example that was traced.
         """
         results = self.compiled.run(tensors)
+        if not self.compiled.plausible(tensors, results):
+            raise StableQuantError("it returned an empty result")
         unproven = self._unproven(tensors)
         structure = self.compiled.structure
         if unproven:

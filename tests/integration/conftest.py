@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import toy
+from . import publishing, toy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,3 +58,23 @@ def block_run(trained, tmp_path_factory):
     copy_experiment(trained, folder)
     brain, losses = toy.run(toy.load(folder))
     return folder, brain, losses
+
+
+@pytest.fixture
+def published(block_run, tmp_path) -> Path:
+    """Return a published folder of the toy recognizer."""
+    folder, _, _ = block_run
+    return publishing.publish_asr(folder, tmp_path / "published")
+
+
+@pytest.fixture
+def speech():
+    """Return a batch of utterances and their relative lengths."""
+    return publishing.speech()
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory):
+    """Return a published speaker model, and what it was made of."""
+    folder = tmp_path_factory.mktemp("speaker") / "published"
+    return (folder, *publishing.publish_speaker(folder))
