@@ -13,9 +13,7 @@ Limit the grid with ``--ptq '{widths: [W8A8], methods: [max]}'``.
 
 import dataclasses
 import json
-import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
@@ -24,6 +22,11 @@ from speechbrain_stablequant.brain import find_metrics
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.environment import environment
+
+# The block is imported by its name; so is this folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.recipe import run_recipe
 
 logger = get_logger(__name__)
 
@@ -146,32 +149,7 @@ def _ratio(files) -> float:
     return after / sum(f["float_num_bytes"] for f in files)
 
 
-def main(script: str, hparams: str, *arguments: str) -> None:
-    """Run a recipe's script with its ``ptq`` block replaced by ours."""
-    with open(hparams, encoding="utf-8") as file:
-        text = file.read()
-    lines, inside = [], False
-    for line in text.splitlines():
-        inside = line.startswith("ptq:") or (inside and line[:1] in (" ", ""))
-        if not inside:
-            lines.append(line)
-    lines += [
-        "",
-        "ptq: !new:benchmarks.methods.MethodComparison",
-        "   checkpointer: !ref <checkpointer>",
-    ]
-    sys.path[:0] = [
-        str(Path(__file__).resolve().parents[1]),
-        str(Path(script).resolve().parent),
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        block = Path(folder) / Path(hparams).name
-        block.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        sys.argv = [script, str(block), "--test_only", *arguments]
-        runpy.run_path(script, run_name="__main__")
-
-
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    run_recipe("benchmarks.methods.MethodComparison", *sys.argv[1:])
