@@ -63,12 +63,27 @@ class Constant(NamedTuple):
         Integers, broadcasts to ``values``.
     groups : bool
         Whether the last two axes become one after scaling.
+    name : str
+        Where a runtime keeps names: that of the weight.
     """
 
     values: torch.Tensor
     scale: Optional[torch.Tensor]
     zero_point: Optional[torch.Tensor]
     groups: bool = False
+    name: str = ""
+
+    @property
+    def axis(self) -> Optional[int]:
+        """The one axis along which scales change; None if there are more."""
+        parts = [p for p in (self.scale, self.zero_point) if p is not None]
+        axes = {
+            axis
+            for part in parts
+            for axis, size in enumerate(part.shape)
+            if size > 1
+        }
+        return max(axes, default=0) if len(axes) < 2 else None
 
     def real(self) -> torch.Tensor:
         """Return the weight as an expression that a tracer records."""
@@ -88,7 +103,9 @@ class Constant(NamedTuple):
             return tensor.chunk(count)[index].contiguous()
 
         return [
-            Constant(*(part(t, i) for t in self[:3]), self.groups)
+            Constant(
+                *(part(t, i) for t in self[:3]), self.groups, f"{self.name}/{i}"
+            )
             for i in range(count)
         ]
 

@@ -16,7 +16,15 @@ from torch.utils import _pytree as pytree
 
 from speechbrain_stablequant.errors import RuntimeConversionError
 
-__all__ = ["OutputStructure", "Signature", "is_inert", "inert", "trace"]
+__all__ = [
+    "FlatModule",
+    "OutputStructure",
+    "Signature",
+    "inert",
+    "is_inert",
+    "trace",
+    "traceable",
+]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _STATE = threading.local()
@@ -205,13 +213,7 @@ def trace(module: nn.Module, signature: Signature, tensors):
     """
     flat = FlatModule(module, signature).eval()
     try:
-        with (
-            torch.no_grad(),
-            warnings.catch_warnings(),
-            _traceable_functions(),
-            _traceable_methods(module),
-        ):
-            warnings.simplefilter("ignore")  # what is baked in is verified
+        with torch.no_grad(), traceable(module):
             traced = torch.jit.trace(
                 flat, tuple(tensors), check_trace=False, strict=False
             )
@@ -284,6 +286,24 @@ def _feature_mask(module):
         return positions.unsqueeze(0) < lengths.to(torch.long).unsqueeze(1)
 
     return mask
+
+
+@contextlib.contextmanager
+def traceable(root: nn.Module) -> Iterator[None]:
+    """Let a tracer see a module's calls with lengths that may change.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        What is traced.
+    """
+    with (
+        warnings.catch_warnings(),
+        _traceable_functions(),
+        _traceable_methods(root),
+    ):
+        warnings.simplefilter("ignore")  # what is baked in is verified
+        yield
 
 
 @contextlib.contextmanager
