@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+import numpy as np
+
 from benchmarks.runtime_base import (
     Candidate,
     module_caller,
@@ -44,9 +46,14 @@ class Ours(Candidate):
         result = quantize(module, tensors, bits=self.bits, progress=False)
         folder = case.artefact(self.artefact)
         save_quantized(module, folder / "model.ckpt", result.plan)
+        # A new shape is compared with plain torch once, and the cache notes
+        # that: two lengths and two batch sizes, short ones.
+        arrays = sorted(case.inputs(1), key=lambda array: array.shape[1])
+        arrays = [*arrays[:2], np.repeat(arrays[0], 2, axis=0)]
         for number in threads:  # a compiled model is for one number
             call = self.load(case, number)
-            call(case.inputs(1)[0])
+            for array in arrays:
+                call(array)
         return {"coverage": result.coverage.fraction}
 
     def load(self, case, threads):
