@@ -260,19 +260,26 @@ def make_backend(
     if runtime == REFERENCE:
         return None
     processor = detect_processor()
+    backend = _backend_class(runtime)
+    if precision == "bf16" and "bf16" not in backend.precisions:
+        raise KnobError(
+            f"precision 'bf16': the runtime '{runtime}' has no bfloat16 "
+            "kernels. Use 'f32' or 'auto', or runtime 'openvino'."
+        )
     if precision == "bf16" and not processor.has_bf16:
         raise KnobError(
             "precision 'bf16': this processor has no bfloat16 units and would "
             "be many times slower. Use 'f32' or 'auto'."
         )
     if precision == "auto":
-        precision = "bf16" if processor.has_amx else "f32"
+        tiles = processor.has_amx and "bf16" in backend.precisions
+        precision = "bf16" if tiles else "f32"
     if isinstance(allow_float, str):
         allow_float = [allow_float]
     folder = cache_folder
     if isinstance(cache_folder, bool):
         folder = default_cache_folder() if cache_folder else None
-    return _backend_class(runtime)(
+    return backend(
         processor, threads, precision, list(allow_float), CompiledCache(folder)
     )
 

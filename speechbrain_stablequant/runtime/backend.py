@@ -1,5 +1,6 @@
 """What all runtimes share: settings, the cache, the proof of int8."""
 
+import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Optional
@@ -44,6 +45,10 @@ class Compiled:
         """Run on flat tensors; may be called from several threads."""
         raise NotImplementedError
 
+    def export(self) -> bytes:
+        """Return what ``Backend.restore`` needs."""
+        raise NotImplementedError
+
     @staticmethod
     def plausible(tensors, results) -> bool:
         """Return whether results hold something, given inputs that do.
@@ -80,6 +85,7 @@ class Backend:
     """
 
     name = ""
+    precisions: tuple[str, ...] = ("f32", "bf16")
 
     def __init__(
         self,
@@ -99,14 +105,34 @@ class Backend:
         """Return what a report should say about the settings."""
         return {"threads": self.threads, "precision": self.precision}
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions that a compiled model depends on."""
+        raise NotImplementedError
+
     def compile(self, module: nn.Module, signature: Signature, tensors):
         """Return a `Compiled` for one way of calling a module.
+
+        It comes from the cache if it is there.
 
         Raises
         ------
         RuntimeConversionError
             If the module cannot be converted: which operator, which layer.
         """
+        key = self.key(module, signature, self.versions)
+        compiled = self._load(key)
+        if compiled is None:
+            compiled = self.build(module, signature, tensors)
+            self._store(key, compiled)
+        return compiled
+
+    def build(self, module: nn.Module, signature: Signature, tensors):
+        """Convert and compile a module; see `compile`."""
+        raise NotImplementedError
+
+    def restore(self, blob: bytes, structure, example_shapes, layers):
+        """Return a `Compiled` from what ``Compiled.export`` returned."""
         raise NotImplementedError
 
     def key(self, module: nn.Module, signature: Signature, versions) -> str:
@@ -127,6 +153,52 @@ class Backend:
             )
         )
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:40]
+
+    def _load(self, key: str) -> Optional[Compiled]:
+        found = self.cache.load(key)
+        if found is None:
+            return None
+        meta, blob = found
+        try:
+            compiled = self.restore(
+                blob,
+                OutputStructure.from_dict(meta["structure"]),
+                meta["example_shapes"],
+                [LayerExecution(**row) for row in meta["layers"]],
+            )
+        except Exception:
+            self.cache.remove(key)
+            return None
+        compiled.cached, compiled.proven = True, set(meta["proven"])
+        compiled.on_proof = lambda axes: self.cache.update(
+            key, {**meta, "proven": sorted(axes)}
+        )
+        return compiled
+
+    def _store(self, key: str, compiled: Compiled) -> None:
+        """Keep a compiled model as soon as its results were compared."""
+        if self.cache.folder is None:
+            return
+        try:
+            meta = {
+                "structure": compiled.structure.to_dict(),
+                "example_shapes": [list(s) for s in compiled.example_shapes],
+                "layers": [vars(row) for row in compiled.layers],
+                "proven": [],
+            }
+            json.dumps(meta)
+        except (TypeError, NotImplementedError):
+            return  # a result of a kind that has no plain description
+
+        def on_proof(axes):
+            first = not meta["proven"]
+            meta["proven"] = sorted(axes)
+            if first:
+                self.cache.store(key, meta, compiled.export())
+            else:
+                self.cache.update(key, self.cache.load(key)[0] | meta)
+
+        compiled.on_proof = on_proof
 
     def check_execution(self, unit: str, compiled: Compiled) -> None:
         """Raise unless every planned layer of a graph runs in int8."""

@@ -1,6 +1,6 @@
 """OpenVINO: int8 kernels of oneDNN on CPUs."""
 
-import json
+import io
 import queue
 from collections.abc import Sequence
 
@@ -15,7 +15,6 @@ from speechbrain_stablequant.runtime.backend import (
     conversion_failure,
     quantized_layers,
 )
-from speechbrain_stablequant.runtime.execution import LayerExecution
 from speechbrain_stablequant.runtime.lowering import Lowering, lowered
 from speechbrain_stablequant.runtime.openvino_graph import (
     name_weights,
@@ -23,7 +22,6 @@ from speechbrain_stablequant.runtime.openvino_graph import (
     read_execution,
 )
 from speechbrain_stablequant.runtime.tracing import (
-    OutputStructure,
     Signature,
     inert,
     trace,
@@ -49,28 +47,28 @@ class OpenVinoBackend(Backend):
 
     name = "openvino"
 
-    def compile(self, module, signature, tensors):
-        """Return a `Compiled`, from the cache if it is there."""
+    @property
+    def versions(self):
+        """Return the versions that a compiled model depends on."""
         import openvino
 
-        versions = {
-            "openvino": openvino.__version__,
-            "torch": torch.__version__,
-        }
-        key = self.key(module, signature, versions)
-        cached = self._load(key, module)
-        if cached is not None:
-            return cached
+        return {"openvino": openvino.__version__, "torch": torch.__version__}
+
+    def build(self, module, signature, tensors):
+        """Return a `Compiled`, and how its layers run."""
         model, structure = self._convert(module, signature, tensors)
         compiled = core().compile_model(model, "CPU", self._config())
-        result = OpenVinoCompiled(
+        return OpenVinoCompiled(
             compiled,
             structure,
             [tensor.shape for tensor in tensors],
             read_execution(compiled.get_runtime_model(), module),
         )
-        self._store(key, result)
-        return result
+
+    def restore(self, blob, structure, example_shapes, layers):
+        """Return a `Compiled` from a blob of the cache."""
+        model = core().import_model(io.BytesIO(blob), "CPU", self._config())
+        return OpenVinoCompiled(model, structure, example_shapes, layers)
 
     def _config(self) -> dict:
         return {
@@ -111,62 +109,6 @@ class OpenVinoBackend(Backend):
             "off sums of 8-bit products"
         )
 
-    # -- cache -------------------------------------------------------------------
-
-    def _load(self, key: str, module: nn.Module):
-        found = self.cache.load(key)
-        if found is None:
-            return None
-        meta, blob = found
-        try:
-            import io
-
-            compiled = core().import_model(
-                io.BytesIO(blob), "CPU", self._config()
-            )
-            structure = OutputStructure.from_dict(meta["structure"])
-        except Exception:
-            self.cache.remove(key)
-            return None
-        result = OpenVinoCompiled(
-            compiled,
-            structure,
-            meta["example_shapes"],
-            [LayerExecution(**row) for row in meta["layers"]],
-        )
-        result.cached, result.proven = True, set(meta["proven"])
-        result.on_proof = lambda axes: self.cache.update(
-            key, {**meta, "proven": sorted(axes)}
-        )
-        return result
-
-    def _store(self, key: str, compiled: "OpenVinoCompiled") -> None:
-        """Keep a compiled model; its results are compared only later."""
-        if self.cache.folder is None:
-            return
-        try:
-            structure = compiled.structure.to_dict()
-            meta = {
-                "structure": structure,
-                "example_shapes": [list(s) for s in compiled.example_shapes],
-                "layers": [vars(row) for row in compiled.layers],
-                "proven": [],
-            }
-            json.dumps(meta)
-        except (TypeError, NotImplementedError):
-            return  # a result of a kind that has no plain description
-
-        def on_proof(axes):
-            first = not meta["proven"]
-            meta["proven"] = sorted(axes)
-            if first:
-                stream = compiled.model.export_model()
-                self.cache.store(key, meta, bytes(stream.getbuffer()))
-            else:
-                self.cache.update(key, self.cache.load(key)[0] | meta)
-
-        compiled.on_proof = on_proof
-
 
 class OpenVinoCompiled(Compiled):
     """One compiled model, shared by all callers."""
@@ -175,6 +117,10 @@ class OpenVinoCompiled(Compiled):
         super().__init__(structure, example_shapes, layers)
         self.model = model
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
+
+    def export(self) -> bytes:
+        """Return OpenVINO's own format of a compiled model."""
+        return bytes(self.model.export_model().getbuffer())
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run; each concurrent caller has a request of its own."""

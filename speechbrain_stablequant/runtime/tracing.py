@@ -60,7 +60,7 @@ class Signature:
         Structure of ``(args, kwargs)``.
     leaves : tuple
         For each leaf ``("tensor", index, dtype, dimensions)`` or
-        ``("value", value)``.
+        ``("value", value, type)``.
     """
 
     spec: Any
@@ -84,7 +84,8 @@ class Signature:
                     tensors.append(value)
                 leaves.append(("tensor", index, value.dtype, value.dim()))
             elif isinstance(value, _PLAIN):
-                leaves.append(("value", value))
+                # The type, too, because 1 == 1.0 == True.
+                leaves.append(("value", value, type(value).__name__))
             else:
                 raise RuntimeConversionError(
                     f"an argument is a {type(value).__name__}, neither a "
@@ -117,7 +118,7 @@ class OutputStructure:
     spec : TreeSpec
         Structure of the result.
     leaves : tuple
-        For each leaf ``("tensor", index)`` or ``("value", value)``.
+        For each leaf ``("tensor", index)`` or ``("value", value, type)``.
     dtypes : tuple of torch.dtype
         Types of the flat tensors.
     """

@@ -48,7 +48,11 @@ class Unit:
 
     def __init__(self, name: str, module: nn.Module, backend):
         self.name, self.module, self.backend = name, module, backend
-        self.before = module.__dict__.get("forward")
+        before = module.__dict__.get("forward")
+        # Part of a larger model that was accelerated before, or inside it.
+        while isinstance(before, Unit):
+            before = before.before
+        self.before = before
         self.failure: Optional[str] = None
         self.variants: dict[Signature, _Variant] = {}
         self.reports: list[UnitReport] = []
@@ -76,7 +80,9 @@ class Unit:
         except ExecutionError:
             raise
         except (StableQuantError, RuntimeError) as err:
-            self._fail(_reason(err), time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self._inert(args, kwargs)  # raises where the call was at fault
+            self._fail(_reason(err), seconds)
         return self.reference(*args, **kwargs)
 
     def reference(self, *args, **kwargs):
@@ -134,18 +140,15 @@ class Unit:
 
     def _fail(self, reason: str, seconds: float) -> None:
         """Leave the work to the modules inside, or say that nobody can."""
-        self.failure = reason
         self.variants.clear()
-        self.reports.append(
-            UnitReport(self.name, seconds, failure=self.failure)
-        )
         if isinstance(self.module, QuantizedModule) and planned_int8(
             self.module
         ):
             self.backend.forbid_float(
-                self.name,
-                f"cannot run on {self.backend.name}: {self.failure}",
+                self.name, f"cannot run on {self.backend.name}: {reason}"
             )
+        self.failure = reason
+        self.reports.append(UnitReport(self.name, seconds, failure=reason))
         logger.warning(
             "%s does not run on %s as a whole: %s",
             self.name or type(self.module).__name__,
@@ -174,17 +177,27 @@ class _Variant:
         A trace may have taken a length for a constant. Each axis is compared
         the first time that it differs from the example that was traced.
         """
+        structure, unproven = self.compiled.structure, self._unproven(tensors)
+        start = time.perf_counter()
+        if unproven:
+            # First, because a runtime given wrong shapes may crash.
+            expected = reference()
+            seconds = time.perf_counter() - start
         results = self.compiled.run(tensors)
         if not self.compiled.plausible(tensors, results):
             raise StableQuantError("it returned an empty result")
-        unproven = self._unproven(tensors)
-        structure = self.compiled.structure
         if unproven:
-            start = time.perf_counter()
-            expected = reference()
-            _, flat = type(structure).of(expected)
+            wanted, flat = type(structure).of(expected)
+            if (wanted.spec, wanted.leaves) != (
+                structure.spec,
+                structure.leaves,
+            ):
+                raise StableQuantError(
+                    "a part of its result that is no tensor changes with the "
+                    "call"
+                )
             difference = relative_difference(results, flat)
-            self.report.seconds += time.perf_counter() - start
+            self.report.seconds += seconds
             if difference > TOLERANCE:
                 raise StableQuantError(
                     "its graph differs from reference execution for inputs of "
