@@ -1,5 +1,6 @@
 """Compiled models on disk, so that the second start is quick."""
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -14,6 +15,8 @@ from torch import nn
 __all__ = ["CompiledCache", "default_cache_folder", "module_digest"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
+# Hooks are numbered through by the process; our own come and go.
+_INTERNAL = {*vars(nn.Module()), "forward", "quantize_input", "_weight_cache"}
 
 
 def default_cache_folder() -> Path:
@@ -121,7 +124,7 @@ def module_digest(module: nn.Module) -> str:
         plain = {
             key: _plain(value)
             for key, value in sorted(vars(child).items())
-            if not key.startswith(("_forward", "_backward", "_state_dict"))
+            if key not in _INTERNAL and not key.startswith("_stablequant")
         }
         text = f"{name}|{cls.__qualname__}|{sources[cls]}|{plain}"
         digest.update(text.encode("utf-8"))
@@ -153,6 +156,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, dict) and depth < 4:
         return {str(k): _plain(v, depth + 1) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value), depth)
     if callable(getattr(value, "to_json_string", None)):
         return value.to_json_string()
     if isinstance(value, (torch.dtype, torch.device)):
