@@ -21,6 +21,7 @@ from speechbrain_stablequant.runtime.openvino_graph import (
     pack_low_bit,
     read_execution,
 )
+from speechbrain_stablequant.runtime.rewrites import rewritten
 from speechbrain_stablequant.runtime.tracing import (
     Signature,
     inert,
@@ -87,7 +88,8 @@ class OpenVinoBackend(Backend):
         has_int8 = any(planned for _, _, planned in quantized_layers(module))
         lowering = Lowering(self.processor.saturates, has_int8)
         traced = None
-        with inert(), lowered(module, lowering):
+        # Rewrites lay out what the lowering has made, so they come after it.
+        with inert(), lowered(module, lowering), rewritten(module):
             traced, structure = trace(module, signature, tensors)
             try:
                 model = openvino.convert_model(
