@@ -228,6 +228,56 @@ def trace(module: nn.Module, signature: Signature, tensors):
     return traced, flat.structure
 
 
+# -- what a trace would keep of the example's values ---------------------------------
+
+_CONVERSIONS = ("__bool__", "__int__", "__float__", "__index__", "item")
+_TO_PYTHON = {name: getattr(torch.Tensor, name) for name in _CONVERSIONS}
+
+
+def _depends_on_values(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is computed from more than shapes and weights."""
+    todo, seen = [torch._C._get_value_trace(tensor)], set()
+    while todo:
+        node = todo.pop().node()
+        if node in seen or node.kind() in ("aten::size", "prim::GetAttr"):
+            continue
+        if node.kind() == "prim::Param":
+            return True
+        seen.add(node)
+        todo.extend(node.inputs())
+    return False
+
+
+@contextlib.contextmanager
+def _no_decisions_by_value() -> Iterator[None]:
+    """Refuse to trace what turns values into numbers or branches.
+
+    The trace would hold them fast, and no comparison of results would show it
+    before the day on which the other branch is due.
+    """
+
+    def checked(name):
+        convert = _TO_PYTHON[name]
+
+        def method(self):
+            if torch.jit.is_tracing() and _depends_on_values(self):
+                raise RuntimeConversionError(
+                    "it cannot be traced: its control flow, or a number in "
+                    "it, depends on the values of a tensor"
+                )
+            return convert(self)
+
+        return method
+
+    for name in _CONVERSIONS:
+        setattr(torch.Tensor, name, checked(name))
+    try:
+        yield
+    finally:
+        for name, convert in _TO_PYTHON.items():
+            setattr(torch.Tensor, name, convert)
+
+
 # -- functions that would bake the example's lengths into the trace ----------------
 
 
@@ -302,6 +352,7 @@ def traceable(root: nn.Module) -> Iterator[None]:
         warnings.catch_warnings(),
         _traceable_functions(),
         _traceable_methods(root),
+        _no_decisions_by_value(),
     ):
         warnings.simplefilter("ignore")  # what is baked in is verified
         yield
