@@ -10,7 +10,11 @@ from torch import nn
 
 from speechbrain_stablequant.errors import ExecutionError
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.runtime.cache import CompiledCache, module_digest
+from speechbrain_stablequant.runtime.cache import (
+    CompiledCache,
+    library_digest,
+    module_digest,
+)
 from speechbrain_stablequant.runtime.execution import LayerExecution
 from speechbrain_stablequant.runtime.lowering import planned_int8
 from speechbrain_stablequant.runtime.processor import Processor
@@ -147,6 +151,7 @@ class Backend:
                     sorted(versions.items()),
                     sorted(self.processor.features),
                     self.settings,
+                    library_digest(),
                     signature.describe(),
                     module_digest(module),
                 ),
@@ -166,12 +171,13 @@ class Backend:
                 meta["example_shapes"],
                 [LayerExecution(**row) for row in meta["layers"]],
             )
-        except Exception:
+            compiled.proven = set(meta["proven"])
+        except Exception:  # a file that somebody else wrote, or half of one
             self.cache.remove(key)
             return None
-        compiled.cached, compiled.proven = True, set(meta["proven"])
+        compiled.cached = True
         compiled.on_proof = lambda axes: self.cache.update(
-            key, {**meta, "proven": sorted(axes)}
+            key, {"proven": sorted(axes)}
         )
         return compiled
 
@@ -196,7 +202,7 @@ class Backend:
             if first:
                 self.cache.store(key, meta, compiled.export())
             else:
-                self.cache.update(key, self.cache.load(key)[0] | meta)
+                self.cache.update(key, {"proven": meta["proven"]})
 
         compiled.on_proof = on_proof
 

@@ -1,11 +1,14 @@
 """Compiled models on disk, so that the second start is quick."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,6 +18,7 @@ from torch import nn
 __all__ = ["CompiledCache", "default_cache_folder", "module_digest"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
+_DEPTH = 4
 # Hooks are numbered through by the process; our own come and go.
 _INTERNAL = {*vars(nn.Module()), "forward", "quantize_input", "_weight_cache"}
 
@@ -52,7 +56,8 @@ class CompiledCache:
             blob = self._path(key, ".blob").read_bytes()
         except (OSError, ValueError):
             return None
-        if meta.get("sha256") != hashlib.sha256(blob).hexdigest():
+        digest = hashlib.sha256(blob).hexdigest()
+        if not isinstance(meta, dict) or meta.get("sha256") != digest:
             return None
         return meta, blob
 
@@ -64,24 +69,30 @@ class CompiledCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self._path(key, ".blob"), blob)
-            self.update(key, meta)
+            _write(self._path(key, ".json"), _json(meta))
         except OSError:
             self.remove(key)
 
-    def update(self, key: str, meta: dict) -> None:
-        """Write the description again."""
-        if self.folder is not None:
-            text = json.dumps(meta, indent=1)
-            _write(self._path(key, ".json"), text.encode("utf-8"))
+    def update(self, key: str, changes: dict) -> None:
+        """Change the description of a key, if it is still there."""
+        found = self.load(key)
+        if found is not None:
+            with contextlib.suppress(OSError):
+                _write(self._path(key, ".json"), _json({**found[0], **changes}))
 
     def remove(self, key: str) -> None:
         """Forget a key."""
         if self.folder is not None:
             for ending in (".json", ".blob"):
-                self._path(key, ending).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._path(key, ending).unlink(missing_ok=True)
 
     def _path(self, key: str, ending: str) -> Path:
         return self.folder / f"{key}{ending}"
+
+
+def _json(meta: dict) -> bytes:
+    return json.dumps(meta, indent=1).encode("utf-8")
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -129,10 +140,27 @@ def module_digest(module: nn.Module) -> str:
         text = f"{name}|{cls.__qualname__}|{sources[cls]}|{plain}"
         digest.update(text.encode("utf-8"))
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(f"{name}{_content(tensor)}".encode())
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=None)
+def library_digest() -> str:
+    """Return a digest of the libraries that a graph is made with."""
+    digest = hashlib.sha256()
+    for name in ("torch", "speechbrain", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            digest.update(f"{name} {metadata.version(name)}".encode())
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _content(tensor: torch.Tensor) -> str:
+    """Return type, shape and a digest of the values of a tensor."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    values = hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
+    return f"{tensor.dtype}{tuple(tensor.shape)}{values}"
 
 
 def _source(cls: type) -> str:
@@ -152,14 +180,41 @@ def _plain(value: Any, depth: int = 0) -> Any:
     """Return what of an attribute can be compared between two processes."""
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, (list, tuple)) and depth < 4:
-        return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, dict) and depth < 4:
-        return {str(k): _plain(v, depth + 1) for k, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value), depth)
-    if callable(getattr(value, "to_json_string", None)):
-        return value.to_json_string()
+    if isinstance(value, torch.Tensor):
+        return _content(value)
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
-    return type(value).__qualname__
+    if callable(getattr(value, "to_json_string", None)):
+        return value.to_json_string()
+    name = type(value).__qualname__
+    if depth >= _DEPTH:
+        return name
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(_plain(item, depth + 1)) for item in value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v, depth + 1) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value)]
+        return [_plain(getattr(value, f), depth + 1) for f in fields]
+    if isinstance(value, functools.partial):
+        parts = (value.func, value.args, value.keywords)
+        return _plain(parts, depth)
+    if isinstance(value, nn.Module):  # not registered: inside a list, say
+        return f"{_source(type(value))} {_plain(vars(value), depth + 1)}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return _function(value, depth)
+    return name
+
+
+def _function(value: Any, depth: int) -> str:
+    """Describe a function that a module calls."""
+    text = f"{value.__module__}.{value.__qualname__}"
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return text
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    constants = [c for c in code.co_consts if isinstance(c, _PLAIN)]
+    bound = _plain([cells, value.__defaults__, constants], depth + 1)
+    return f"{text} {code.co_code.hex()} {code.co_names} {bound}"
