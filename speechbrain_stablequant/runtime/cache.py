@@ -144,7 +144,7 @@ def module_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library_digest() -> str:
     """Return a digest of the libraries that a graph is made with."""
     digest = hashlib.sha256()

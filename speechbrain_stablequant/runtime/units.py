@@ -32,6 +32,9 @@ logger = get_logger(__name__)
 MAX_VARIANTS = 16
 TOLERANCE = 0.3  # a wrong graph is off by one or more
 
+# Tracing changes functions and layers that units of other threads share.
+_COMPILING = threading.RLock()
+
 
 class Unit:
     """Stands in for the ``forward`` of one module.
@@ -57,8 +60,8 @@ class Unit:
         self.variants: dict[Signature, _Variant] = {}
         self.reports: list[UnitReport] = []
         self._lock = threading.RLock()
-        self._state: Optional[tuple] = None
-        self._quantized = True
+        self._state: tuple = ((), [])
+        self._ready = True
 
     # -- in place of forward -------------------------------------------------------
 
@@ -71,7 +74,7 @@ class Unit:
             signature, tensors = Signature.of(args, kwargs)
             if any(
                 t.requires_grad and torch.is_grad_enabled() for t in tensors
-            ):
+            ) or not all(t.numel() for t in tensors):
                 return self.reference(*args, **kwargs)
             variant = self._variant(signature, tensors)
             if variant is None:
@@ -115,17 +118,20 @@ class Unit:
     # -- variants --------------------------------------------------------------------
 
     def _variant(self, signature: Signature, tensors) -> Optional["_Variant"]:
-        """Return the graph for a call; None when nothing is quantized now."""
+        """Return the graph for a call.
+
+        None when nothing is quantized now, or a part is in training mode.
+        """
         with self._lock:
             state = _state_of(self.module)
-            if state != self._state:  # weights were loaded, or restored
+            if state[0] != self._state[0]:  # weights were loaded, or restored
                 self.variants.clear()
                 self._state = state
-                self._quantized = any(
-                    isinstance(m, QuantizedModule)
-                    for m in self.module.modules()
+                modules = list(self.module.modules())
+                self._ready = not any(m.training for m in modules) and any(
+                    isinstance(m, QuantizedModule) for m in modules
                 )
-            if not self._quantized:
+            if not self._ready:
                 return None
             found = self.variants.get(signature)
             if found is None:
@@ -134,7 +140,8 @@ class Unit:
                         f"it was called in more than {MAX_VARIANTS} ways "
                         "(an argument that is a number changes at each call)"
                     )
-                found = _Variant(self, signature, tensors)
+                with _COMPILING:
+                    found = _Variant(self, signature, tensors)
                 self.variants[signature] = found
             return found
 
@@ -249,13 +256,15 @@ def relative_difference(results, expected) -> float:
     0.5
     """
     worst = 0.0
+    if len(results) != len(expected):
+        return float("inf")
     for result, wanted in zip(results, expected):
         if result.shape != wanted.shape:
             return float("inf")
         a = result.detach().to(torch.float64)
         b = wanted.detach().to(torch.float64)
         finite = torch.isfinite(b)
-        if not torch.isfinite(a[finite]).all():
+        if not torch.equal(torch.isfinite(a), finite):
             return float("inf")
         a, b = a[finite], b[finite]
         scale = float(b.norm())
@@ -264,13 +273,19 @@ def relative_difference(results, expected) -> float:
     return worst
 
 
-def _state_of(module: nn.Module) -> tuple:
-    """Return what changes when somebody loads or assigns a tensor."""
-    state = []
+def _state_of(module: nn.Module) -> tuple[tuple, list]:
+    """Return what changes when somebody loads or assigns a tensor.
+
+    That is identities and versions, and the tensors themselves: while they are
+    held, no other tensor gets the identity of one.
+    """
+    state, held = [], []
     for child in module.modules():
+        state.append(child.training)
         for store in (child._parameters, child._buffers):
             for tensor in store.values():
                 if tensor is not None:
                     version = 0 if tensor.is_inference() else tensor._version
                     state.append((id(tensor), version))
-    return tuple(state)
+                    held.append(tensor)
+    return tuple(state), held
