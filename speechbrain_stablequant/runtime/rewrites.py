@@ -15,6 +15,7 @@ from speechbrain_stablequant.runtime.rewrites_attention import (
     rewrite_relative_encoding,
     rewrite_wavlm_attention,
 )
+from speechbrain_stablequant.runtime.rewrites_encoder import rewrite_encoder
 from speechbrain_stablequant.runtime.rewrites_frontend import (
     rewrite_feature_encoder,
 )
@@ -24,6 +25,7 @@ __all__ = ["rewritten"]
 
 _REWRITES = (
     rewrite_ecapa,
+    rewrite_encoder,
     rewrite_feature_encoder,
     rewrite_relative_attention,
     rewrite_relative_encoding,

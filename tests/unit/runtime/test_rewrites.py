@@ -254,6 +254,44 @@ def test_wavlm_attention(padded):
 # -- restoration -----------------------------------------------------------------
 
 
+# -- encoders at few lengths ---------------------------------------------------
+
+
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert", "WavLM"])
+def test_encoder_at_whole_groups_of_frames(family, stable):
+    """Frames that were added are masked, and gone from the result."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        do_stable_layer_norm=stable,
+    )
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    encoder = model.encoder
+    with torch.no_grad(), rewritten(encoder):
+        assert "forward" in vars(encoder)
+    for time in (1, 15, 16, 17, 40):
+        x = torch.randn(2, time, 32)
+        lengths = torch.tensor([[time], [max(1, time - 6)]])
+        mask = torch.arange(time) < lengths
+        for given in (None, mask):
+            call = {"attention_mask": given, "output_hidden_states": True}
+            with torch.no_grad():
+                expected = encoder(x, **call)
+                with rewritten(encoder):
+                    found = encoder(x, **call)
+            valid = torch.ones_like(mask) if given is None else mask
+            assert found[0].shape == expected[0].shape
+            assert difference(found[0][valid], expected[0][valid]) < 1e-5
+            for a, b in zip(found.hidden_states, expected.hidden_states):
+                assert difference(a[valid], b[valid]) < 1e-5
+
+
 def fail_inside(model):
     with rewritten(model):
         assert not hasattr(model.fc.conv.forward, "mine")
