@@ -19,7 +19,7 @@ _ENCODER = re.compile(
 
 
 def rewrite_encoder(module):
-    """Return a new ``forward`` for a Transformer encoder.
+    """Return new ``forward`` functions for a model and its encoder.
 
     Arguments
     ---------
@@ -29,32 +29,43 @@ def rewrite_encoder(module):
     Returns
     -------
     list of (torch.nn.Module, str, callable)
-        Empty if the module is not such an encoder.
+        Empty if the module does not hold such an encoder.
     """
+    encoder = getattr(module, "encoder", None)
     # By name, so that transformers need not be installed.
-    cls = type(module)
-    if not _ENCODER.fullmatch(f"{cls.__module__}.{cls.__qualname__}"):
+    name = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
+    if not _ENCODER.fullmatch(name):
         return []
+    padded = _PaddedEncoder(encoder)
 
-    def forward(
-        hidden_states,
-        attention_mask=None,
-        output_attentions=False,
-        output_hidden_states=False,
-        return_dict=True,
-        **kwargs,
-    ):
-        batch, time, size = hidden_states.shape
-        options = {
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-            "return_dict": return_dict,
-            **kwargs,
-        }
-        if output_attentions or not return_dict:
-            return cls.forward(
-                module, hidden_states, attention_mask=attention_mask, **options
+    def forward(*args, **kwargs):
+        # transformers records these inside the encoder, padding and all.
+        padded.active = not any(
+            kwargs.get(option) or getattr(module.config, option, False)
+            for option in ("output_hidden_states", "output_attentions")
+        )
+        return type(module).forward(module, *args, **kwargs)
+
+    return [(module, "forward", forward), (encoder, "forward", padded)]
+
+
+class _PaddedEncoder:
+    """An encoder that adds masked frames and takes them off again."""
+
+    def __init__(self, encoder):
+        self.encoder, self.active = encoder, True
+
+    def __call__(self, hidden_states, attention_mask=None, **options):
+        """Return what the encoder does, if it returns nothing but that."""
+        run = type(self.encoder).forward
+        if not self.active or options.get("return_dict") is False:
+            return run(
+                self.encoder,
+                hidden_states,
+                attention_mask=attention_mask,
+                **options,
             )
+        batch, time, size = hidden_states.shape
         missing = -time % FRAMES
         padding = hidden_states.new_zeros(1).expand(batch, missing, size)
         if attention_mask is None:
@@ -63,17 +74,11 @@ def rewrite_encoder(module):
         else:
             beyond = torch.zeros(1, dtype=torch.bool).expand(batch, missing)
             mask = torch.cat([attention_mask.to(torch.bool), beyond], 1)
-        result = cls.forward(
-            module,
+        result = run(
+            self.encoder,
             torch.cat([hidden_states, padding], 1),
             attention_mask=mask,
             **options,
         )
         result.last_hidden_state = result.last_hidden_state[:, :time]
-        if result.hidden_states is not None:
-            result.hidden_states = tuple(
-                states[:, :time] for states in result.hidden_states
-            )
         return result
-
-    return [(module, "forward", forward)]
