@@ -206,6 +206,14 @@ class Backend:
 
         compiled.on_proof = on_proof
 
+    def note_reduced(self, count: int) -> None:
+        """Remark on layers whose weights have lost a bit."""
+        if count:
+            self.notes.append(
+                f"weights of {count} layers run at 7 bits: this processor "
+                "cuts off sums of 8-bit products"
+            )
+
     def check_execution(self, unit: str, compiled: Compiled) -> None:
         """Raise unless every planned layer of a graph runs in int8."""
         for row in compiled.layers:

@@ -195,16 +195,8 @@ class Lowering:
             x, scale, zero_point, low, high
         )
 
-    def input(self, layer: QuantizedModule, name: str, x: torch.Tensor):
-        """Quantize an input of a layer as its plan says."""
-        scheme = layer._input_schemes.get(name)
-        if scheme is None:
-            return x
-        scale = layer._buffers[f"{name}_scale"]
-        zero_point = layer._buffers[f"{name}_zero_point"]
-        if scheme.is_float or scheme.is_binary:
-            return fake_quantize(x, scale, zero_point, scheme)
-        zero, step = int(zero_point), float(scale)
+    def input(self, scheme, step: float, zero: int, x: torch.Tensor):
+        """Quantize an input of a layer to a scheme of integers."""
         full = (-128, 127) if scheme.signed else (0, 255)
         if (scheme.qmin, scheme.qmax) != full:
             x = x.clamp(
@@ -272,4 +264,26 @@ def lowered(root: nn.Module, lowering: Lowering) -> Iterator[None]:
 
 
 def _bound(lowering: Lowering, layer: QuantizedModule):
-    return lambda name, x: lowering.input(layer, name, x)
+    """Return a ``quantize_input`` that knows its numbers before any trace."""
+    inputs = {
+        name: (
+            scheme,
+            layer._buffers[f"{name}_scale"],
+            layer._buffers[f"{name}_zero_point"],
+        )
+        for name, scheme in layer._input_schemes.items()
+    }
+    numbers = {
+        name: (float(scale), int(zero_point))
+        for name, (_, scale, zero_point) in inputs.items()
+    }
+
+    def quantize_input(name, x):
+        if name not in inputs:
+            return x
+        scheme, scale, zero_point = inputs[name]
+        if scheme.is_float or scheme.is_binary:
+            return fake_quantize(x, scale, zero_point, scheme)
+        return lowering.input(scheme, *numbers[name], x)
+
+    return quantize_input

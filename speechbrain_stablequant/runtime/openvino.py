@@ -99,17 +99,10 @@ class OpenVinoBackend(Backend):
                 raise RuntimeConversionError(
                     conversion_failure(err, traced)
                 ) from err
-        if lowering.reduced:
-            self._note_reduced(len(lowering.reduced))
+        self.note_reduced(len(lowering.reduced))
         name_weights(model)
         pack_low_bit(model, module)
         return model, structure
-
-    def _note_reduced(self, count: int) -> None:
-        self.notes.append(
-            f"weights of {count} layers run at 7 bits: this processor cuts "
-            "off sums of 8-bit products"
-        )
 
 
 class OpenVinoCompiled(Compiled):

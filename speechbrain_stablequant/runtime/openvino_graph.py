@@ -9,7 +9,7 @@ from speechbrain_stablequant.layers import QuantizedModule
 from speechbrain_stablequant.runtime.backend import quantized_layers
 from speechbrain_stablequant.runtime.execution import LayerExecution
 
-__all__ = ["name_weights", "pack_low_bit", "read_execution"]
+__all__ = ["name_weights", "pack_low_bit", "pack_nibbles", "read_execution"]
 
 # Names in a graph begin with the path of the module that was traced.
 _PREFIX = "__module.module"
@@ -190,7 +190,7 @@ def pack_low_bit(model, module: nn.Module) -> None:
         if values.min() < -8 or values.max() > 7:
             continue
         packed = openvino.Tensor(openvino.Type.i4, openvino.Shape(values.shape))
-        packed.data[:] = _pack_nibbles(values).view(packed.data.dtype)
+        packed.data[:] = pack_nibbles(values).view(packed.data.dtype)
         replacement = opset13.constant(packed)
         replacement.set_friendly_name(constant.get_friendly_name())
         for target in list(constant.output(0).get_target_inputs()):
@@ -224,7 +224,7 @@ def _is_int8(node) -> bool:
     return node.get_element_type() == openvino.Type.i8
 
 
-def _pack_nibbles(values: np.ndarray) -> np.ndarray:
+def pack_nibbles(values: np.ndarray) -> np.ndarray:
     """Pack signed 4-bit values two to a byte, the first in the low half."""
     flat = values.reshape(-1).view(np.uint8) & 15
     if flat.size % 2:
