@@ -1,5 +1,7 @@
 """OpenVINO: int8 kernels of oneDNN on CPUs."""
 
+import contextlib
+import ctypes
 import io
 import queue
 from collections.abc import Sequence
@@ -58,6 +60,7 @@ class OpenVinoBackend(Backend):
     def build(self, module, signature, tensors):
         """Return a `Compiled`, and how its layers run."""
         model, structure = self._convert(module, signature, tensors)
+        release_memory()
         compiled = core().compile_model(model, "CPU", self._config())
         return OpenVinoCompiled(
             compiled,
@@ -83,8 +86,6 @@ class OpenVinoBackend(Backend):
         }
 
     def _convert(self, module: nn.Module, signature: Signature, tensors):
-        import openvino
-
         has_int8 = any(planned for _, _, planned in quantized_layers(module))
         lowering = Lowering(self.processor.saturates, has_int8)
         traced = None
@@ -92,9 +93,7 @@ class OpenVinoBackend(Backend):
         with inert(), lowered(module, lowering), rewritten(module):
             traced, structure = trace(module, signature, tensors)
             try:
-                model = openvino.convert_model(
-                    traced, example_input=tuple(tensors)
-                )
+                model = _convert_traced(traced)
             except Exception as err:
                 raise RuntimeConversionError(
                     conversion_failure(err, traced)
@@ -103,6 +102,30 @@ class OpenVinoBackend(Backend):
         name_weights(model)
         pack_low_bit(model, module)
         return model, structure
+
+
+def release_memory() -> None:
+    """Give back what tracing has freed: glibc keeps several model sizes."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _convert_traced(traced):
+    """Convert a trace with the frontend itself, all dimensions dynamic.
+
+    ``openvino.convert_model`` does the same, ten times slower, and reports
+    its use over the network.
+    """
+    from openvino._offline_transformations import apply_moc_transformations
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced)  # has to outlive the conversion
+    model = frontend.convert(frontend.load(decoder))
+    # Without them the plugin does not find what it could run in int8.
+    apply_moc_transformations(model, cf=False, smart_reshape=False)
+    return model
 
 
 class OpenVinoCompiled(Compiled):
