@@ -13,14 +13,17 @@ from speechbrain_stablequant.runtime.execution import (
     RuntimeReport,
     UnitReport,
 )
+from speechbrain_stablequant.runtime.onnx import ExportedOnnx, export_onnx
 
 __all__ = [
     "Acceleration",
+    "ExportedOnnx",
     "LayerExecution",
     "RuntimeReport",
     "UnitReport",
     "accelerate",
     "decelerate",
+    "export_onnx",
     "make_backend",
     "running",
     "runtime_report",
