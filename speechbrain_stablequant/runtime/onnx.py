@@ -102,7 +102,7 @@ class OnnxBackend(Backend):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised
         # By default inputs of weight-only layers are quantized, too.
         options.add_session_config_entry(
             "session.qdq_matmulnbits_accuracy_level", "1"

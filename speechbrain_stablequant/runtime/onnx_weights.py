@@ -65,12 +65,19 @@ class WeightNodes:
 
     def real(self) -> str:
         """Return the name of the real weight, in the layer's layout."""
+        if self.block is not None and not self.weight_only:
+            return self._expanded()
         packed = self.is_narrow and self.weight_only
         integers = self._packed() if packed else self._bytes()
         return self._dequantized(integers, "real", self.axis)
 
     def columns(self) -> str:
         """Return the name of the real weight, transposed."""
+        if self.block is not None and not self.weight_only:
+            name = f"{self.name}/columns"
+            return self._node(
+                "Transpose", [self._expanded()], name, perm=[1, 0]
+            )
         name = f"{self.name}/transposed"
         if self.is_narrow and self.weight_only:
             self._add(name, self.values.t(), True)
@@ -79,6 +86,32 @@ class WeightNodes:
         axis = None if self.axis is None else 1 - self.axis
         flip = self.block is not None
         return self._dequantized(name, "columns", axis, flip)
+
+    def _expanded(self) -> str:
+        """Return the name of a real weight that is not dequantized.
+
+        ONNX Runtime takes DequantizeLinear with blocks for one without when
+        the inputs of a product are integers, and fails.
+        """
+        rows = self.values.shape[0]
+        blocks = self._add(
+            f"{self.name}/blocks", torch.tensor([rows, -1, self.block])
+        )
+        flat = self._add(f"{self.name}/flat", torch.tensor([rows, -1]))
+
+        def step(kind, inputs, suffix, **attributes):
+            name = f"{self.name}/{suffix}"
+            return self._node(kind, inputs, name, **attributes)
+
+        x = step("Cast", [self._bytes()], "cast", to=1)
+        x = step("Reshape", [x, blocks], "grouped")
+        if self.zero_point is not None:
+            zero = self.zero_point[..., None].to(torch.float32)
+            zero = self._add(f"{self.name}/group zero", zero)
+            x = step("Sub", [x, zero], "centred")
+        scale = self._add(f"{self.name}/group scale", self.scale[..., None])
+        x = step("Mul", [x, scale], "scaled")
+        return step("Reshape", [x, flat], "real")
 
     def gather(self, indices: str, output: str) -> None:
         """Look up rows while they are integers: not all are made real."""
