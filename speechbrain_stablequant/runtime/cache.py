@@ -19,8 +19,13 @@ __all__ = ["CompiledCache", "default_cache_folder", "module_digest"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _DEPTH = 4
-# Hooks are numbered through by the process; our own come and go.
-_INTERNAL = {*vars(nn.Module()), "forward", "quantize_input", "_weight_cache"}
+# Hooks are numbered through by the process; our own attributes come and go;
+# where a configuration was read from does not matter.
+_INTERNAL = {
+    *vars(nn.Module()),
+    *("forward", "quantize_input", "_weight_cache"),
+    *("name_or_path", "_name_or_path"),
+}
 
 
 def default_cache_folder() -> Path:
@@ -184,8 +189,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return _content(value)
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
-    if callable(getattr(value, "to_json_string", None)):
-        return value.to_json_string()
+    if callable(getattr(value, "to_json_string", None)):  # transformers
+        plain = json.loads(value.to_json_string())
+        return str({k: v for k, v in plain.items() if k not in _INTERNAL})
     name = type(value).__qualname__
     if depth >= _DEPTH:
         return name
