@@ -23,7 +23,11 @@ from speechbrain_stablequant.layers import (
     QuantizedMultiheadAttention,
     QuantizedRNN,
 )
-from speechbrain_stablequant.numerics import dequantize, fake_quantize
+from speechbrain_stablequant.numerics import (
+    Quantized,
+    dequantize,
+    fake_quantize,
+)
 
 __all__ = ["Constant", "Lowering", "lowered", "planned_int8"]
 
@@ -140,16 +144,17 @@ class Lowering:
         if groups > 1:
             size = scheme.group_size
             flat = len(layer._weight_shapes[name]) == 2
-            if flat and count % size == 0:
+            # With other sizes OpenVINO computes wrong results of few rows.
+            handy = count % size == 0 and size & (size - 1) == 0
+            if flat and handy:
                 shape = (values.shape[0], groups, size)
                 zero = None if zero_point is None else zero_point[..., None]
                 return Constant(
                     values.reshape(shape).clone(), scale[..., None], zero, True
                 )
-            scale = scale.repeat_interleave(size, dim=1)[:, :count]
-            if zero_point is not None:
-                zero_point = zero_point.repeat_interleave(size, dim=1)
-                zero_point = zero_point[:, :count]
+            # A scale for each value: OpenVINO has crashed on such weights.
+            real = dequantize(Quantized(values, scale, zero_point), scheme)
+            return Constant(layer.from_rows(name, real).clone(), None, None)
 
         def layout(rows):
             if rows is None:

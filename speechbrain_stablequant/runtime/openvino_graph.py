@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 from torch import nn
 
-from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.layers import QuantizedEmbedding, QuantizedModule
 from speechbrain_stablequant.runtime.backend import quantized_layers
 from speechbrain_stablequant.runtime.execution import LayerExecution
 
@@ -15,6 +15,7 @@ __all__ = ["name_weights", "pack_low_bit", "pack_nibbles", "read_execution"]
 _PREFIX = "__module.module"
 # Fusions may rename a kernel, but they keep the name of its weight.
 _WEIGHT = "weight of "
+_RECURRENT = ("RNNSeq", "RNNCell")
 _KERNELS = (
     "FullyConnected",
     "Convolution",
@@ -22,8 +23,7 @@ _KERNELS = (
     "Deconvolution",
     "MatMul",
     "Gather",
-    "RNNSeq",
-    "RNNCell",
+    *_RECURRENT,
 )
 _INT8 = ("i8", "u8")
 
@@ -70,8 +70,10 @@ def read_execution(runtime_model, module: nn.Module) -> list[LayerExecution]:
     """
     scopes = _kernels_by_scope(runtime_model)
     rows = []
-    for name, _, planned in quantized_layers(module):
-        found = scopes.get(name)
+    for name, layer, planned in quantized_layers(module):
+        found = scopes.get(name, [])
+        if not isinstance(layer, QuantizedEmbedding):
+            found = [n for n in found if n.type != "Gather"]
         if not found:
             # A rewrite may have merged projections into their parent's call.
             parent = scopes.get(name.rpartition(".")[0], [])
@@ -79,9 +81,9 @@ def read_execution(runtime_model, module: nn.Module) -> list[LayerExecution]:
         if not found:
             rows.append(LayerExecution(name, planned, "not run"))
             continue
+        # Attention multiplies activations with each other, too.
+        found = [n for n in found if n.has_constant_weight] or found
         if planned:
-            # Attention multiplies activations with each other, too.
-            found = [n for n in found if n.has_constant_weight] or found
             worst = min(found, key=lambda n: n.precision == "int8")
             rows.append(
                 LayerExecution(name, planned, worst.precision, worst.kernel)
@@ -100,10 +102,11 @@ class _Kernel:
     """One node of an execution graph that multiplies or looks up weights."""
 
     def __init__(self, node, info):
-        self.kernel = info["primitiveType"]
+        self.type, self.kernel = info["layerType"], info["primitiveType"]
+        sources = [source.get_node() for source in node.input_values()]
         constants = [
             source
-            for source in (s.get_node() for s in node.input_values()[:2])
+            for source in sources[: 1 if self.type == "Gather" else 2]
             if _rt_info(source)["layerType"] == "Const"
         ]
         self.layers = {
@@ -115,6 +118,12 @@ class _Kernel:
             name = constant.get_friendly_name()
             if name.startswith(_WEIGHT):
                 self.layers = {name.removeprefix(_WEIGHT)}
+        if self.type in _RECURRENT:  # their names do not tell where they are
+            self.layers |= {
+                _layer_of(name)
+                for name in (s.get_friendly_name() for s in sources)
+                if name.startswith(_PREFIX)
+            }
         types = [_rt_info(c)["outputPrecisions"] for c in constants]
         self.has_constant_weight = bool(constants)
         self.weights = "expanded"
@@ -123,7 +132,7 @@ class _Kernel:
                 self.weights = "int4"
             elif name in _INT8:
                 self.weights = "int8"
-        arriving = _rt_info(node.input_values()[0].get_node())
+        arriving = _rt_info(sources[0])
         ending = self.kernel.rpartition("_")[2].lower()
         if ending in _INT8 and arriving["outputPrecisions"] in _INT8:
             self.precision = "int8"
@@ -188,6 +197,8 @@ def pack_low_bit(model, module: nn.Module) -> None:
             continue
         values = constant.data.astype(np.int8)
         if values.min() < -8 or values.max() > 7:
+            continue
+        if values.shape[-1] % 2:  # OpenVINO reads rows of odd length wrongly
             continue
         packed = openvino.Tensor(openvino.Type.i4, openvino.Shape(values.shape))
         packed.data[:] = pack_nibbles(values).view(packed.data.dtype)
