@@ -79,7 +79,12 @@ class Agreement(PostTrainingQuantizer):
             return predictions
 
         def recorded_run():
-            value = run()
+            # Only here: calibration runs the model, too.
+            vars(brain)["compute_forward"] = recorded
+            try:
+                value = run()
+            finally:
+                del vars(brain)["compute_forward"]
             for stats in metrics_of(brain).values():
                 if isinstance(stats, ErrorRateStats):
                     outputs["transcripts"] = {
@@ -88,11 +93,7 @@ class Agreement(PostTrainingQuantizer):
             return value
 
         result = TestResult(name, loss, float_metrics=metrics)
-        vars(brain)["compute_forward"] = recorded
-        try:
-            self.evaluate_quantized(brain, recorded_run, result)
-        finally:
-            del vars(brain)["compute_forward"]
+        self.evaluate_quantized(brain, recorded_run, result)
         return outputs, result
 
 
