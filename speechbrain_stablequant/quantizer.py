@@ -30,7 +30,11 @@ from speechbrain_stablequant.pipeline import Planned, make_plan
 from speechbrain_stablequant.pretrained import watch_pretrainer
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.roots import find_module, roof
-from speechbrain_stablequant.runtime import make_backend, running
+from speechbrain_stablequant.runtime import (
+    make_backend,
+    require_cpu,
+    running,
+)
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings, parse_bits
 
@@ -211,6 +215,8 @@ class PostTrainingQuantizer:
             The average test loss of the float pass, as the recipe expects;
             of the quantized pass when ``evaluate_float`` is False.
         """
+        if self.backend is not None:
+            require_cpu(self._root(brain))  # before the float pass is spent
         result = TestResult(self._test_name(brain))
         if self.evaluate_float:
             with noted_start(brain) as start, measured_pass(brain) as measure:

@@ -5,6 +5,7 @@ from speechbrain_stablequant.runtime.accelerate import (
     accelerate,
     decelerate,
     make_backend,
+    require_cpu,
     running,
     runtime_report,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "decelerate",
     "export_onnx",
     "make_backend",
+    "require_cpu",
     "running",
     "runtime_report",
 ]

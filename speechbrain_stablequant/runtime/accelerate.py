@@ -32,6 +32,7 @@ __all__ = [
     "accelerate",
     "decelerate",
     "make_backend",
+    "require_cpu",
     "running",
     "runtime_report",
 ]
@@ -64,6 +65,7 @@ class Acceleration:
 
     def install(self) -> None:
         """Run on the runtime from now on."""
+        require_cpu(self.root)
         for unit in self.units:
             unit.install()
 
@@ -176,6 +178,17 @@ def accelerate(
     acceleration.install()
     root.__dict__[_ATTRIBUTE] = acceleration
     return model
+
+
+def require_cpu(root: nn.Module) -> None:
+    """Raise a `KnobError` unless a model is where its runtime computes."""
+    for tensor in (*root.parameters(), *root.buffers()):
+        if tensor.device.type != "cpu":
+            raise KnobError(
+                f"The model is on {tensor.device}; runtimes compute on the "
+                "CPU. Move it there (in a recipe: --device cpu), or use "
+                "runtime: reference."
+            )
 
 
 def decelerate(model: Any) -> Any:
