@@ -89,6 +89,7 @@ class OnnxBackend(Backend):
             session = self._session(blob, path)
             layers = read_execution(onnx.load(path), module, lowering)
         self.note_reduced(len(lowering.reduced))
+        self._note_slow(layers)
         shapes = [tensor.shape for tensor in tensors]
         return OnnxCompiled(session, blob, structure, shapes, layers)
 
@@ -96,6 +97,15 @@ class OnnxBackend(Backend):
         """Return a `Compiled` from a file of the cache."""
         session = self._session(blob)
         return OnnxCompiled(session, blob, structure, example_shapes, layers)
+
+    def _note_slow(self, layers) -> None:
+        """Remark on integer kernels that gain nothing but their name."""
+        slow = [row.name for row in layers if row.kernel == "ConvInteger"]
+        if slow:
+            self.notes.append(
+                f"{len(slow)} convolutions in many groups run in int8, but "
+                "slower than in float; runtime 'openvino' has better kernels"
+            )
 
     def _session(self, blob: bytes, optimized: Optional[Path] = None):
         _, onnxruntime = _packages()
