@@ -1,0 +1,512 @@
+"""Compiled models on disk: quick, and never the wrong one."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from speechbrain_stablequant.runtime import (
+    accelerate,
+    decelerate,
+    runtime_report,
+)
+from speechbrain_stablequant.runtime.accelerate import make_backend
+from speechbrain_stablequant.runtime.cache import (
+    CompiledCache,
+    default_cache_folder,
+    module_digest,
+)
+from speechbrain_stablequant.runtime.tracing import Signature
+
+from . import helpers
+from .helpers import LONGER, Pair, X, distance, quantized_pair
+
+
+@pytest.fixture
+def pair():
+    return quantized_pair()
+
+
+def start(model, folder, x=X, **options):
+    """Accelerate as a new process would; return the result and the units."""
+    decelerate(model)
+    accelerate(model, cache_folder=folder, **options)
+    with torch.no_grad():
+        result = model(x)
+    units = runtime_report(model).units
+    assert all(unit.failure is None for unit in units)
+    return result, units
+
+
+def was_cached(model, folder, **options):
+    return start(model, folder, **options)[1][0].cached
+
+
+def files(folder, ending=""):
+    return sorted(folder.glob(f"*{ending}"))
+
+
+# -- a second start ------------------------------------------------------------------
+
+SCRIPT = """
+import json, sys, torch
+from tests.unit.runtime.helpers import LONGER, X, quantized_pair
+from speechbrain_stablequant.runtime import accelerate, runtime_report
+
+torch.set_num_threads(1)
+torch.manual_seed(7)
+model = accelerate(quantized_pair())
+results = [model(x).tolist() for x in (X, LONGER, X[:1])]
+report = runtime_report(model)
+unit = report.units[0]
+print(json.dumps([results, unit.cached, unit.difference, report.summary()]))
+"""
+ROOT = Path(__file__).parents[3]
+
+
+def run_script(folder, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
+        env={
+            **os.environ,
+            "STABLEQUANT_CACHE": str(folder),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_second_process_loads_what_the_first_compiled(tmp_path):
+    first = run_script(tmp_path)
+    second = run_script(tmp_path, PYTHONHASHSEED="5")
+    assert first[1] is False
+    assert first[2] is not None
+    assert second[1] is True
+    assert second[2] is None  # every axis was compared by the first process
+    assert second[0] == first[0]
+    assert second[3] == first[3] == "2 of 2 layers executed in int8"
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_cached_graph_is_compared_where_it_never_was(pair, tmp_path):
+    expected = pair(LONGER)
+    start(pair, tmp_path)
+    result, units = start(pair, tmp_path, LONGER)
+    assert units[0].cached
+    assert units[0].difference is not None
+    assert distance(result, expected) < 1e-5
+    assert start(pair, tmp_path, LONGER)[1][0].difference is None
+
+
+def test_structures_of_results_survive(tmp_path):
+    class Nested(Pair):
+        def forward(self, x):
+            y = self.both(x)
+            return {"a": [y, (y.argmax(-1), None)], "b": 2, "c": y > 0}
+
+    model = quantized_pair(Nested)
+    expected = model(X)
+    for cached in (False, True):
+        result, units = start(model, tmp_path)
+        assert units[0].cached is cached
+        assert distance(result, expected) < 1e-5
+        assert (result["b"], result["a"][1][1]) == (2, None)
+        assert result["a"][1][0].dtype == torch.long
+        assert isinstance(result["a"][1], tuple)
+
+
+def test_reports_of_weight_only_layers_survive(tmp_path):
+    model = quantized_pair(bits="W4")
+    start(model, tmp_path)
+    report = runtime_report(model).to_dict()["layers"]
+    assert was_cached(model, tmp_path)
+    assert runtime_report(model).to_dict()["layers"] == report
+    assert report[0]["weights"] == "int4"
+
+
+def test_no_folder_keeps_nothing(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLEQUANT_CACHE", str(tmp_path))
+    assert not was_cached(pair, False)
+    assert not was_cached(pair, False)
+    assert not files(tmp_path)
+    assert not was_cached(pair, True)
+    assert was_cached(pair, True)
+
+
+def test_the_folder_is_where_the_user_says(monkeypatch):
+    monkeypatch.setenv("STABLEQUANT_CACHE", "/a/b")
+    assert default_cache_folder() == Path("/a/b")
+    monkeypatch.delenv("STABLEQUANT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert default_cache_folder().parts[:2] == ("/", "c")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert Path.home() in default_cache_folder().parents
+
+
+def test_files_hold_json_and_the_runtimes_own_format(pair, tmp_path):
+    start(pair, tmp_path)
+    (description,), (blob,) = files(tmp_path, ".json"), files(tmp_path, ".blob")
+    assert json.loads(description.read_text())["proven"]
+    assert not blob.read_bytes().startswith(b"\x80")  # a pickle would
+    assert not files(tmp_path, ".pkl")
+
+
+# -- what makes another key ------------------------------------------------------------
+
+
+def key(model, **options):
+    backend = make_backend(**{"threads": 1, **options})
+    signature, _ = Signature.of((X,), {})
+    return backend.key(model, signature, backend.versions)
+
+
+def test_an_equal_model_has_the_same_key(pair):
+    twin = quantized_pair()
+    assert key(twin) != key(pair)
+    twin.load_state_dict(pair.state_dict())
+    assert key(twin) == key(pair)
+
+
+def test_the_key_does_not_depend_on_what_happened_before(pair, tmp_path):
+    before = key(pair)
+    start(pair, tmp_path)
+    assert key(pair) == before
+    decelerate(pair)
+    pair.train().eval()
+    handle = pair.register_forward_hook(lambda *args: None)
+    handle.remove()
+    assert key(pair) == before
+
+
+def change_weight(model):
+    values = model.a.weight_values
+    values[0, 0] = 3 if values[0, 0] != 3 else 4
+
+
+def change_bias(model):
+    with torch.no_grad():
+        model.b.bias[2] += 1e-3
+
+
+def change_scale(model):
+    model.a.input_scale.mul_(1.001)
+
+
+def set_attribute(name, value):
+    return lambda model: setattr(model, name, value)
+
+
+def scaled(x, by=2.0):
+    return x * by
+
+
+CHANGES = {
+    "weight": change_weight,
+    "bias": change_bias,
+    "input scale": change_scale,
+    "number": set_attribute("factor", 3.0),
+    "text": set_attribute("mode", "causal"),
+    "list": set_attribute("sizes", [1, (2, {"a": 3})]),
+    "set": set_attribute("names", {"a"}),
+    "function": set_attribute("act", torch.tanh),
+    "python function": set_attribute("act", scaled),
+    "partial": set_attribute("act", functools.partial(scaled, by=3.0)),
+    "lambda": set_attribute("act", lambda x: x * 5),
+    "class": set_attribute("kind", nn.ReLU),
+    "tensor": set_attribute("table", [torch.arange(3.0)]),
+    "unregistered layer": set_attribute("inside", [nn.Linear(2, 2)]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_model_gives_another_key(pair, change):
+    before = module_digest(pair)
+    CHANGES[change](pair)
+    assert module_digest(pair) != before
+    assert module_digest(pair) == module_digest(pair)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.tanh, torch.relu),
+        (lambda x: x * 5, lambda x: x * 6),
+        (functools.partial(scaled, by=3.0), functools.partial(scaled, by=4.0)),
+        (nn.ReLU, nn.GELU),
+        ([torch.zeros(3)], [torch.ones(3)]),
+        (1, 1.0),
+        (1, True),
+        ({"a": None}, {"a": 0}),
+        (torch.float16, torch.bfloat16),
+    ],
+)
+def test_attributes_that_differ_give_different_keys(pair, one, other):
+    digests = []
+    for value in (one, other):
+        pair.value = value
+        digests.append(module_digest(pair))
+    assert digests[0] != digests[1]
+
+
+def test_functions_with_another_closure_give_different_keys(pair):
+    def power(exponent):
+        return lambda x: x**exponent
+
+    digests = set()
+    for exponent in (2, 3, 2):
+        pair.value = power(exponent)
+        digests.add(module_digest(pair))
+    assert len(digests) == 2
+
+
+def test_a_module_that_refers_to_its_parent_has_a_key(pair):
+    pair.a.parent = [pair]
+    assert module_digest(pair) == module_digest(pair)
+
+
+def test_the_source_of_a_class_gives_another_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = set()
+    for name, factor in (("one", 2), ("two", 3)):
+        (tmp_path / f"{name}_module.py").write_text(
+            "from tests.unit.runtime.helpers import Pair\n"
+            "class Mine(Pair):\n"
+            f"    def forward(self, x):\n        return {factor} * self.a(x)\n"
+        )
+        module = __import__(f"{name}_module")
+        torch.manual_seed(3)
+        digests.add(module_digest(module.Mine()))
+    assert len(digests) == 2
+
+
+def test_the_plan_gives_another_key():
+    keys = set()
+    for bits in ("W8A8", "W8A7", "W8"):
+        torch.manual_seed(3)
+        keys.add(key(quantized_pair(bits=bits)))
+    assert len(keys) == 3
+
+
+def test_settings_give_another_key(pair):
+    keys = {key(pair), key(pair, threads=2), key(pair, precision="f32")}
+    assert len(keys) == 2  # f32 is what auto means here, or it is not
+    signature, _ = Signature.of((X, 1), {})
+    other, _ = Signature.of((X, 1.0), {})
+    backend = make_backend(threads=1)
+    versions = backend.versions
+    assert backend.key(pair, signature, versions) != backend.key(
+        pair, other, versions
+    )
+    assert backend.key(pair, other, versions) != backend.key(
+        pair, other, {**versions, "openvino": "1"}
+    )
+
+
+def test_processor_features_give_another_key(pair, monkeypatch):
+    keys = set()
+    for limit in ("AVX2", "AVX512_CORE"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        keys.add(key(pair))
+    assert len(keys) == 2
+
+
+def test_a_changed_model_is_compiled_again(pair, tmp_path):
+    start(pair, tmp_path)
+    assert was_cached(pair, tmp_path)
+    decelerate(pair)
+    change_bias(pair)
+    expected = pair(X)
+    result, units = start(pair, tmp_path)
+    assert not units[0].cached
+    assert distance(result, expected) < 1e-5
+    assert len(files(tmp_path, ".blob")) == 2
+
+
+# -- broken files ------------------------------------------------------------------------
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+
+
+def replace_json(change):
+    def damage(path):
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps(change(data)))
+
+    return damage
+
+
+def without(name):
+    return replace_json(
+        lambda data: {k: v for k, v in data.items() if k != name}
+    )
+
+
+DAMAGES = {
+    "blob cut": (".blob", truncate),
+    "blob flipped": (".blob", flip),
+    "blob empty": (".blob", lambda path: path.write_bytes(b"")),
+    "blob gone": (".blob", Path.unlink),
+    "json cut": (".json", truncate),
+    "json empty": (".json", lambda path: path.write_bytes(b"")),
+    "json binary": (".json", lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    "json gone": (".json", Path.unlink),
+    "json a list": (".json", replace_json(lambda data: [data])),
+    "json a number": (".json", replace_json(lambda data: 3)),
+    "no structure": (".json", without("structure")),
+    "no shapes": (".json", without("example_shapes")),
+    "no layers": (".json", without("layers")),
+    "no proof": (".json", without("proven")),
+    "no digest": (".json", without("sha256")),
+    "odd structure": (
+        ".json",
+        replace_json(lambda data: {**data, "structure": {"spec": "x"}}),
+    ),
+    "odd layers": (
+        ".json",
+        replace_json(lambda data: {**data, "layers": [{"x": 1}]}),
+    ),
+    "odd proof": (".json", replace_json(lambda data: {**data, "proven": 3})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_file_is_compiled_again(pair, tmp_path, damage):
+    expected = pair(X)
+    start(pair, tmp_path)
+    ending, break_it = DAMAGES[damage]
+    break_it(files(tmp_path, ending)[0])
+    result, units = start(pair, tmp_path)
+    assert not units[0].cached
+    assert distance(result, expected) < 1e-5
+    assert was_cached(pair, tmp_path)
+
+
+def test_a_blob_that_no_runtime_wrote_is_compiled_again(pair, tmp_path):
+    expected = pair(X)
+    start(pair, tmp_path)
+    name = files(tmp_path, ".blob")[0].stem
+    cache = CompiledCache(tmp_path)
+    meta, _ = cache.load(name)
+    cache.store(name, meta, b"nonsense" * 100)
+    result, units = start(pair, tmp_path)
+    assert not units[0].cached
+    assert distance(result, expected) < 1e-5
+
+
+def test_files_that_vanish_while_a_model_runs(pair, tmp_path):
+    accelerate(pair, cache_folder=tmp_path)
+    with torch.no_grad():
+        pair(X)
+        for path in files(tmp_path):
+            path.unlink()
+        pair(LONGER)  # an axis that was never compared
+    assert was_cached(pair, tmp_path) is False
+
+
+def test_a_folder_that_cannot_be_made_costs_nothing_else(pair, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        assert not was_cached(pair, folder)
+        with torch.no_grad():
+            pair(LONGER)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0,
+    reason="nothing is read-only to root",
+)
+def test_a_folder_that_cannot_be_written(pair, tmp_path):
+    start(pair, tmp_path)
+    tmp_path.chmod(0o500)
+    try:
+        assert was_cached(pair, tmp_path)
+        with torch.no_grad():
+            pair(LONGER)
+        change_bias(pair)
+        assert not was_cached(pair, tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_place_that_is_no_disk_costs_nothing_else(pair):
+    """Not even root can make files there."""
+    assert not was_cached(pair, Path("/dev/null"))
+    assert not was_cached(pair, Path("/proc/stablequant"))
+
+
+# -- several writers -----------------------------------------------------------------------
+
+
+def test_writers_and_readers_never_see_half_of_a_file(tmp_path):
+    cache, stop = CompiledCache(tmp_path), threading.Event()
+    blobs = [bytes([n]) * 20000 for n in range(4)]
+    seen = []
+
+    def read():
+        while not stop.is_set():
+            found = cache.load("k")
+            if found is not None:
+                seen.append(found[0]["n"] == found[1][0])
+                cache.update("k", {"proven": [1]})
+
+    def write(n):
+        for _ in range(25):
+            cache.store("k", {"n": n}, blobs[n])
+
+    with ThreadPoolExecutor(6) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        list(pool.map(write, range(4)))
+        stop.set()
+        for reader in readers:
+            reader.result()
+    assert all(seen)
+    assert not list(tmp_path.glob(".new-*"))
+    cache.store("k", {"n": 1}, blobs[1])
+    assert cache.load("k")[1] == blobs[1]
+
+
+def test_processes_that_start_together_agree(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(run_script, [tmp_path] * 2))
+    assert results[0][0] == results[1][0]
+    assert run_script(tmp_path)[1] is True
+
+
+def test_update_and_remove_of_what_is_not_there(tmp_path):
+    cache = CompiledCache(tmp_path)
+    cache.update("k", {"a": 1})
+    cache.remove("k")
+    assert cache.load("k") is None
+    assert not files(tmp_path)
+    nowhere = CompiledCache(None)
+    nowhere.store("k", {}, b"")
+    nowhere.remove("k")
+    assert nowhere.load("k") is None
+
+
+def test_helpers_do_not_use_the_cache_of_the_user(pair, monkeypatch, tmp_path):
+    monkeypatch.setenv("STABLEQUANT_CACHE", str(tmp_path))
+    helpers.compare(pair, [(X,)])
+    assert not files(tmp_path)
