@@ -1,6 +1,8 @@
 """What all runtimes share: settings, the cache, the proof of int8."""
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Optional
@@ -141,8 +143,6 @@ class Backend:
 
     def key(self, module: nn.Module, signature: Signature, versions) -> str:
         """Return the name of a compiled model in the cache."""
-        import hashlib
-
         text = "|".join(
             map(
                 str,
@@ -231,7 +231,7 @@ class Backend:
             return
         raise ExecutionError(
             f"The plan quantizes '{name}' to 8 bits or fewer, but it {what}. "
-            f"To accept that, add its name to allow_float ('*' for all)."
+            "To accept that, add its name to allow_float ('*' for all)."
         )
 
 
@@ -248,8 +248,6 @@ def quantized_layers(
 
 def conversion_failure(err: Exception, traced: Optional[object]) -> str:
     """Say which operator of which layer a converter does not know."""
-    import re
-
     text = str(err)
     found = re.findall(r"(?:aten|prim|quantized|torchaudio)::\w+", text)
     if not found:
