@@ -74,6 +74,11 @@ class Unit:
         start = time.perf_counter()
         try:
             signature, tensors = Signature.of(args, kwargs)
+            if torch.is_autocast_enabled("cpu"):
+                with torch.autocast("cpu", enabled=False):
+                    full = [_in_float32(tensor) for tensor in tensors]
+                    args, kwargs = signature.arguments(full)
+                    return self(*args, **kwargs)
             if any(
                 t.requires_grad and torch.is_grad_enabled() for t in tensors
             ) or not all(t.numel() for t in tensors):
@@ -280,6 +285,13 @@ def relative_difference(results, expected) -> float:
             difference /= scale
         worst = max(worst, difference)
     return worst
+
+
+def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Undo what autocast did to a tensor; the runtime has its own precision."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor.to(torch.float32)
+    return tensor
 
 
 def _state_of(module: nn.Module) -> tuple[tuple, list]:

@@ -481,6 +481,38 @@ def test_a_call_that_torch_refuses_does_no_harm(pair):
     assert ran(pair) == ([""], {})
 
 
+class Autocast(Pair):
+    def forward(self, query, key):
+        y = torch.tanh(self.both(query) + key)
+        return y * 2 if query is key else y
+
+
+def test_autocast_leaves_the_precision_to_the_runtime():
+    model = quantized_pair(Autocast)
+    expected = model(X, X)
+    fast(model)
+    low = X.to(torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            assert helpers.distance(model(X, X), expected) < 1e-5
+        near = model(low, low)
+        assert torch.is_autocast_enabled("cpu")
+    assert helpers.distance(near, expected) < 0.03
+    assert ran(model) == ([""], {})
+
+
+def test_inference_mode(pair):
+    expected = pair(X)
+    fast(pair)
+    with torch.inference_mode():
+        result = pair(X)
+        pair(result)
+    assert helpers.distance(result, expected) < 1e-5
+    with torch.no_grad():
+        assert helpers.distance(pair(X), expected) < 1e-5
+    assert ran(pair) == ([""], {})
+
+
 # -- proof of int8 -------------------------------------------------------------------
 
 
