@@ -93,7 +93,7 @@ class Acceleration:
             backend.settings,
             list(rows.values()),
             [report for unit in self.units for report in unit.reports],
-            list(backend.notes),
+            list(dict.fromkeys(backend.notes)),
         )
 
 

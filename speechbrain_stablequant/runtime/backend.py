@@ -1,5 +1,6 @@
 """What all runtimes share: settings, the cache, the proof of int8."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -44,6 +45,7 @@ class Compiled:
         self.structure = structure
         self.example_shapes = [tuple(shape) for shape in example_shapes]
         self.layers: list[LayerExecution] = layers
+        self.notes: list[str] = []
         self.proven: set[str] = set()
         self.on_proof = None
 
@@ -129,8 +131,12 @@ class Backend:
         key = self.key(module, signature, self.versions)
         compiled = self._load(key)
         if compiled is None:
+            count = len(self.notes)
             compiled = self.build(module, signature, tensors)
+            compiled.notes = self.notes[count:]
             self._store(key, compiled)
+        else:
+            self.notes += compiled.notes
         return compiled
 
     def build(self, module: nn.Module, signature: Signature, tensors):
@@ -171,6 +177,7 @@ class Backend:
                 meta["example_shapes"],
                 [LayerExecution(**row) for row in meta["layers"]],
             )
+            compiled.notes = [str(note) for note in meta["notes"]]
             compiled.proven = set(meta["proven"])
         except Exception:  # a file that somebody else wrote, or half of one
             self.cache.remove(key)
@@ -190,6 +197,7 @@ class Backend:
                 "structure": compiled.structure.to_dict(),
                 "example_shapes": [list(s) for s in compiled.example_shapes],
                 "layers": [vars(row) for row in compiled.layers],
+                "notes": compiled.notes,
                 "proven": [],
             }
             json.dumps(meta)
@@ -199,10 +207,11 @@ class Backend:
         def on_proof(axes):
             first = not meta["proven"]
             meta["proven"] = sorted(axes)
-            if first:
-                self.cache.store(key, meta, compiled.export())
-            else:
+            if not first:
                 self.cache.update(key, {"proven": meta["proven"]})
+                return
+            with contextlib.suppress(RuntimeError):  # it runs all the same
+                self.cache.store(key, meta, compiled.export())
 
         compiled.on_proof = on_proof
 

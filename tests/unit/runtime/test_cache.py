@@ -25,6 +25,7 @@ from speechbrain_stablequant.runtime.cache import (
     default_cache_folder,
     module_digest,
 )
+from speechbrain_stablequant.runtime.processor import detect_processor
 from speechbrain_stablequant.runtime.tracing import Signature
 
 from . import helpers
@@ -136,6 +137,20 @@ def test_reports_of_weight_only_layers_survive(tmp_path):
     assert was_cached(model, tmp_path)
     assert runtime_report(model).to_dict()["layers"] == report
     assert report[0]["weights"] == "int4"
+
+
+def test_remarks_survive_and_are_made_once(pair, tmp_path, monkeypatch):
+    """The limit binds our rule here, not the runtime, which has started."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    notes = []
+    for cached in (False, True):
+        assert was_cached(pair, tmp_path) is cached
+        with torch.no_grad():
+            pair(X[0])  # another graph of the same layers
+        notes.append(runtime_report(pair).notes)
+    assert notes[0] == notes[1]
+    assert len(notes[0]) == (1 if detect_processor().saturates else 0)
 
 
 def test_no_folder_keeps_nothing(pair, tmp_path, monkeypatch):
@@ -378,6 +393,7 @@ DAMAGES = {
     "no shapes": (".json", without("example_shapes")),
     "no layers": (".json", without("layers")),
     "no proof": (".json", without("proven")),
+    "no notes": (".json", without("notes")),
     "no digest": (".json", without("sha256")),
     "odd structure": (
         ".json",
