@@ -10,16 +10,16 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from speechbrain_stablequant.runtime.rewrites_attention import (
+from speechbrain_stablequant.runtime.rewrites.attention import (
     rewrite_relative_attention,
     rewrite_relative_encoding,
     rewrite_wavlm_attention,
 )
-from speechbrain_stablequant.runtime.rewrites_encoder import rewrite_encoder
-from speechbrain_stablequant.runtime.rewrites_frontend import (
+from speechbrain_stablequant.runtime.rewrites.encoder import rewrite_encoder
+from speechbrain_stablequant.runtime.rewrites.frontend import (
     rewrite_feature_encoder,
 )
-from speechbrain_stablequant.runtime.rewrites_tdnn import rewrite_ecapa
+from speechbrain_stablequant.runtime.rewrites.tdnn import rewrite_ecapa
 
 __all__ = ["rewritten"]
 

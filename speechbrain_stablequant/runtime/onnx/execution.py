@@ -7,7 +7,7 @@ from torch import nn
 
 from speechbrain_stablequant.runtime.backend import quantized_layers
 from speechbrain_stablequant.runtime.execution import LayerExecution
-from speechbrain_stablequant.runtime.onnx_lowering import QdqLowering
+from speechbrain_stablequant.runtime.onnx.lowering import QdqLowering
 
 __all__ = ["read_execution"]
 

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from speechbrain_stablequant.runtime.rewrites_layout import (
+from speechbrain_stablequant.runtime.rewrites.layout import (
     FramesFirstConv,
     is_matrix_product,
     matrix_of,

@@ -23,9 +23,9 @@ from speechbrain_stablequant.runtime.backend import (
     conversion_failure,
 )
 from speechbrain_stablequant.runtime.lowering import lowered
-from speechbrain_stablequant.runtime.onnx_execution import read_execution
-from speechbrain_stablequant.runtime.onnx_graph import finish
-from speechbrain_stablequant.runtime.onnx_lowering import (
+from speechbrain_stablequant.runtime.onnx.execution import read_execution
+from speechbrain_stablequant.runtime.onnx.graph import finish
+from speechbrain_stablequant.runtime.onnx.lowering import (
     QdqLowering,
     integer_convolutions,
     plain_attention,

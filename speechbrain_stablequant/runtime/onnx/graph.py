@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from speechbrain_stablequant.runtime.onnx_lowering import QdqLowering
-from speechbrain_stablequant.runtime.onnx_weights import WeightNodes
+from speechbrain_stablequant.runtime.onnx.lowering import QdqLowering
+from speechbrain_stablequant.runtime.onnx.weights import WeightNodes
 
 __all__ = ["finish"]
 

@@ -29,7 +29,7 @@ from speechbrain_stablequant.runtime.lowering import (
     Lowering,
     planned_int8,
 )
-from speechbrain_stablequant.runtime.onnx_convolution import integer_forward
+from speechbrain_stablequant.runtime.onnx.convolution import integer_forward
 
 __all__ = [
     "QdqLowering",

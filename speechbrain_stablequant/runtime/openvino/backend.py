@@ -1,4 +1,4 @@
-"""OpenVINO: int8 kernels of oneDNN on CPUs."""
+"""Compile with OpenVINO, and run what it compiled."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from speechbrain_stablequant.runtime.backend import (
     quantized_layers,
 )
 from speechbrain_stablequant.runtime.lowering import Lowering, lowered
-from speechbrain_stablequant.runtime.openvino_graph import (
+from speechbrain_stablequant.runtime.openvino.graph import (
     name_weights,
     pack_low_bit,
     read_execution,

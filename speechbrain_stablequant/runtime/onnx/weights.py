@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from speechbrain_stablequant.runtime.lowering import Constant
-from speechbrain_stablequant.runtime.openvino_graph import pack_nibbles
+from speechbrain_stablequant.runtime.openvino.graph import pack_nibbles
 
 __all__ = ["WeightNodes"]
 

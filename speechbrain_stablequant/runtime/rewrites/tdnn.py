@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models import ECAPA_TDNN as ecapa
 
-from speechbrain_stablequant.runtime.rewrites_layout import (
+from speechbrain_stablequant.runtime.rewrites.layout import (
     is_matrix_product,
     matrix_of,
     quantize_if_planned,

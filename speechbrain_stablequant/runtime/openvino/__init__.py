@@ -1,0 +1,5 @@
+"""OpenVINO: int8 kernels of oneDNN on CPUs."""
+
+from speechbrain_stablequant.runtime.openvino.backend import OpenVinoBackend
+
+__all__ = ["OpenVinoBackend"]
