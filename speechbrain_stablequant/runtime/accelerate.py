@@ -1,12 +1,14 @@
 """`accelerate`: a quantized model, run on integer kernels from now on."""
 
 import contextlib
+import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
@@ -37,6 +39,8 @@ __all__ = [
     "runtime_report",
 ]
 
+logger = get_logger(__name__)
+
 REFERENCE = "reference"
 RUNTIMES = ("openvino", "onnx", REFERENCE)
 PRECISIONS = ("auto", "f32", "bf16")
@@ -56,6 +60,14 @@ class Acceleration:
 
     def __init__(self, root: nn.Module, backend: Backend):
         self.root, self.backend = root, backend
+        names = [name for name, _, _ in quantized_layers(root)]
+        for pattern in backend.allow_float:
+            if not fnmatch.filter(names, pattern):
+                logger.warning(
+                    "allow_float: no quantized layer is called '%s'.%s",
+                    pattern,
+                    nearest(pattern, names),
+                )
         self.units = [
             Unit(name, module, backend)
             for name, module in root.named_modules()
@@ -181,13 +193,21 @@ def accelerate(
 
 
 def require_cpu(root: nn.Module) -> None:
-    """Raise a `KnobError` unless a model is where its runtime computes."""
+    """Raise a `KnobError` unless a model is as its runtime computes."""
     for tensor in (*root.parameters(), *root.buffers()):
         if tensor.device.type != "cpu":
             raise KnobError(
                 f"The model is on {tensor.device}; runtimes compute on the "
                 "CPU. Move it there (in a recipe: --device cpu), or use "
                 "runtime: reference."
+            )
+    for module in root.modules():
+        dtypes = getattr(module, "_weight_dtypes", {}).values()
+        if any(dtype != torch.float32 for dtype in dtypes):
+            raise KnobError(
+                "The model is in half precision; runtimes take float32 in and "
+                "out. Call model.float(), and say precision='bf16' if you "
+                "want that inside."
             )
 
 
@@ -289,6 +309,11 @@ def make_backend(
         precision = "bf16" if tiles else "f32"
     if isinstance(allow_float, str):
         allow_float = [allow_float]
+    if not isinstance(allow_float, Sequence):
+        raise KnobError(
+            f"allow_float is {allow_float!r}: give names of layers, with * as "
+            "wildcard."
+        )
     folder = cache_folder
     if isinstance(cache_folder, bool):
         folder = default_cache_folder() if cache_folder else None

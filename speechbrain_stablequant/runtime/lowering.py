@@ -182,12 +182,13 @@ class Lowering:
         return isinstance(layer, (QuantizedLinear, QuantizedMultiheadAttention))
 
     def _reduce(self, layer, values, scale, zero_point):
-        """Halve integers that would overflow; their scales double."""
+        """Map integers that would overflow to 7 bits, the largest to 64."""
         if zero_point is not None or int(values.abs().max()) <= _SAFE:
             return values, scale
         self.reduced.append(type(layer).__name__)
-        half = torch.round(values.to(torch.float32) / 2)
-        return half.to(values.dtype), scale * 2
+        largest = int(values.abs().max())
+        small = torch.round(values.to(torch.float32) * (_SAFE / largest))
+        return small.to(values.dtype), scale * (largest / _SAFE)
 
     def weight(self, constant: Constant) -> torch.Tensor:
         """Return a weight as an expression that a tracer records."""

@@ -230,16 +230,29 @@ def trace(module: nn.Module, signature: Signature, tensors):
 
 # -- what a trace would keep of the example's values ---------------------------------
 
-_CONVERSIONS = ("__bool__", "__int__", "__float__", "__index__", "item")
+# Slices make indices of lengths, and attention asks whether there is more than
+# one query and takes the root of its width; whoever calls int() on a length
+# means to count, and would find a constant in the graph.
+_FROM_LENGTHS = ("__bool__", "__index__", "__float__")
+_CONVERSIONS = (*_FROM_LENGTHS, "__int__", "item")
 _TO_PYTHON = {name: getattr(torch.Tensor, name) for name in _CONVERSIONS}
 
 
-def _depends_on_values(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is computed from more than shapes and weights."""
+def _depends_on_input(tensor: torch.Tensor, lengths: bool) -> bool:
+    """Return whether a tensor is computed from the input's values.
+
+    Arguments
+    ---------
+    tensor : torch.Tensor
+        A tensor in a trace.
+    lengths : bool
+        Whether its lengths count, too.
+    """
+    ends = ("prim::GetAttr",) if lengths else ("aten::size", "prim::GetAttr")
     todo, seen = [torch._C._get_value_trace(tensor)], set()
     while todo:
         node = todo.pop().node()
-        if node in seen or node.kind() in ("aten::size", "prim::GetAttr"):
+        if node in seen or node.kind() in ends:
             continue
         if node.kind() == "prim::Param":
             return True
@@ -250,7 +263,7 @@ def _depends_on_values(tensor: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def _no_decisions_by_value() -> Iterator[None]:
-    """Refuse to trace what turns values into numbers or branches.
+    """Refuse to trace what turns the input into numbers or branches.
 
     The trace would hold them fast, and no comparison of results would show it
     before the day on which the other branch is due.
@@ -260,10 +273,11 @@ def _no_decisions_by_value() -> Iterator[None]:
         convert = _TO_PYTHON[name]
 
         def method(self):
-            if torch.jit.is_tracing() and _depends_on_values(self):
+            lengths = name not in _FROM_LENGTHS
+            if torch.jit.is_tracing() and _depends_on_input(self, lengths):
                 raise RuntimeConversionError(
                     "it cannot be traced: its control flow, or a number in "
-                    "it, depends on the values of a tensor"
+                    "it, depends on the input"
                 )
             return convert(self)
 

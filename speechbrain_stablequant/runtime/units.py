@@ -192,8 +192,9 @@ class _Variant:
     def __call__(self, tensors, reference):
         """Run; compare with reference execution where a shape is new.
 
-        A trace may have taken a length for a constant. Each axis is compared
-        the first time that it differs from the example that was traced.
+        A trace may have taken a length for a constant, or a branch that holds
+        for some lengths. Each axis is compared the first time that it differs
+        from the example that was traced, and again at each doubling.
         """
         structure, unproven = self.compiled.structure, self._unproven(tensors)
         start = time.perf_counter()
@@ -229,13 +230,13 @@ class _Variant:
         return structure.build(results)
 
     def _unproven(self, tensors) -> set[str]:
-        """Return the axes that differ from the example, never compared yet."""
+        """Return the axes, with their magnitude, that were never compared."""
         axes = {"example"}
         for index, tensor in enumerate(tensors):
             example = self.compiled.example_shapes[index]
             for axis, (size, traced) in enumerate(zip(tensor.shape, example)):
                 if size != traced:
-                    axes.add(f"{index}.{axis}")
+                    axes.add(f"{index}.{axis}.{size.bit_length()}")
         return axes - self.compiled.proven
 
 
