@@ -1,10 +1,14 @@
 """What a figure was measured on."""
 
+import contextlib
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import speechbrain
 import torch
+
+from speechbrain_stablequant.runtime.processor import detect_processor
 
 __all__ = ["environment"]
 
@@ -22,12 +26,18 @@ def environment() -> dict:
     >>> environment()["threads"] >= 1
     True
     """
+    runtimes = {}
+    for name in ("openvino", "onnxruntime"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            runtimes[name] = metadata.version(name)
     return {
         "processor": _processor(),
+        "features": sorted(detect_processor().features),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "speechbrain": speechbrain.__version__,
+        **runtimes,
     }
 
 
