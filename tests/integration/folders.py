@@ -11,12 +11,12 @@ import yaml
 def saved(folder: Path) -> dict[str, str]:
     """Return a hash of each file of ``save/``, times of creation aside.
 
-    Checkpoints that a test pass has written carry the time in their name: they
-    are numbered instead.
+    Checkpoints that a test pass has written carry the time in their name, in
+    seconds and with a number that is used again: they are counted instead.
     """
     save = Path(folder) / "save"
-    names = sorted(p.name for p in save.glob("CKPT+*"))
-    numbers = {name: f"CKPT {i}" for i, name in enumerate(names)}
+    written = sorted(save.glob("CKPT+*"), key=_written)
+    numbers = {path.name: f"CKPT {i}" for i, path in enumerate(written)}
     found = {}
     for path in save.rglob("*"):
         if path.is_file():
@@ -24,6 +24,12 @@ def saved(folder: Path) -> dict[str, str]:
             key = "/".join(numbers.get(part, part) for part in parts)
             found[key] = _digest(path)
     return found
+
+
+def _written(checkpoint: Path) -> float:
+    """Return when a checkpoint was written, in seconds since the epoch."""
+    meta = yaml.safe_load((checkpoint / "CKPT.yaml").read_text())
+    return meta["unixtime"]
 
 
 def _digest(path: Path) -> str:

@@ -9,6 +9,12 @@ from benchmarks.runtime_process import Worker, WorkerFailure
 from benchmarks.runtime_table import agreement, summarize
 
 
+@pytest.fixture(autouse=True)
+def _lengths_of_the_file(monkeypatch):
+    """Without data to unpack, as most have it."""
+    monkeypatch.delenv("STABLEQUANT_DATA", raising=False)
+
+
 def run(folder, *arguments):
     runtime.main(
         [
