@@ -75,10 +75,6 @@ def read_execution(runtime_model, module: nn.Module) -> list[LayerExecution]:
         if not isinstance(layer, QuantizedEmbedding):
             found = [n for n in found if n.type != "Gather"]
         if not found:
-            # A rewrite may have merged projections into their parent's call.
-            parent = scopes.get(name.rpartition(".")[0], [])
-            found = [n for n in parent if n.has_constant_weight]
-        if not found:
             rows.append(LayerExecution(name, planned, "not run"))
             continue
         # Attention multiplies activations with each other, too.
