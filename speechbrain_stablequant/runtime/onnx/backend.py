@@ -31,11 +31,11 @@ from speechbrain_stablequant.runtime.onnx.lowering import (
     plain_attention,
 )
 from speechbrain_stablequant.runtime.rewrites import rewritten
+from speechbrain_stablequant.runtime.traceable import traceable
 from speechbrain_stablequant.runtime.tracing import (
     FlatModule,
     Signature,
     inert,
-    traceable,
 )
 
 __all__ = ["ExportedOnnx", "OnnxBackend", "export_onnx"]
