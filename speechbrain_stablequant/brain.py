@@ -119,12 +119,18 @@ def metrics_of(brain: sb.Brain) -> dict[str, MetricStats]:
 def find_metrics(brain: sb.Brain) -> dict[str, tuple[Metric, list[Item]]]:
     """Return the metrics that the last pass filled, with their items."""
     found = {}
-    for name, stats in metrics_of(brain).items():
-        items = items_of(stats)
-        if items:
-            metric = _metric_for(name, stats)
-            found[metric.name] = (metric, items)
+    for attribute, stats in metrics_of(brain).items():
+        found.update(_measures(attribute, stats))
     return found
+
+
+def _measures(attribute: str, stats: MetricStats) -> dict:
+    """Return metric and items by name; a class of ours may hold several."""
+    if hasattr(stats, "quantization_metrics"):
+        return stats.quantization_metrics()
+    items = items_of(stats)
+    metric = _metric_for(attribute, stats)
+    return {metric.name: (metric, items)} if items else {}
 
 
 def _metric_for(attribute: str, stats: MetricStats) -> Metric:
@@ -162,7 +168,7 @@ class BrainEvaluator(Evaluator):
     ):
         self.brain, self.sample, self.objective = brain, sample, objective
         self.num_batches = len(sample)
-        self._attribute: Optional[str] = None
+        self._source: Optional[tuple[str, str]] = None
         self._metric: Optional[Metric] = None
 
     @property
@@ -186,47 +192,59 @@ class BrainEvaluator(Evaluator):
             loss = self.brain.evaluate_batch(batch, stage=sb.Stage.VALID)
         if self._metric is None:
             self._choose()
-        if self._attribute is not None:
-            return items_of(getattr(self.brain, self._attribute))
+        if self._source is not None:
+            attribute, name = self._source
+            stats = getattr(self.brain, attribute)
+            return _measures(attribute, stats).get(name, (None, []))[1]
         ids = getattr(batch, "id", None) or ["batch"]
         return [Item("+".join(map(str, ids)), float(loss) * len(ids), len(ids))]
 
     def _choose(self) -> None:
         """Choose the metric by what the first batch has filled."""
-        filled = {
-            name: stats
-            for name, stats in metrics_of(self.brain).items()
-            if items_of(stats)
-        }
+        filled = {}
+        for attribute, stats in metrics_of(self.brain).items():
+            for name, (metric, _) in _measures(attribute, stats).items():
+                filled[name] = (attribute, stats, metric)
+        name = None
         if self.objective == "auto":
-            self._attribute = _preferred(filled)
+            name = _preferred(filled)
         elif self.objective != "loss":
-            wanted = self.objective.lower()
-            options = {wanted, f"{wanted}_metric", f"{wanted}_metrics"}
-            matches = [n for n in filled if n.lower() in options]
-            if not matches:
-                raise KnobError(
-                    f"objective '{self.objective}' is not a metric that this "
-                    "recipe fills in validation."
-                    + nearest(self.objective, ["auto", "loss", *filled])
-                )
-            self._attribute = matches[0]
-        if self._attribute is None:
+            name = self._named(filled)
+        if name is None:
             self._metric = LOSS
         else:
-            stats = filled[self._attribute]
-            self._metric = _metric_for(self._attribute, stats)
+            attribute, _, self._metric = filled[name]
+            self._source = (attribute, name)
+
+    def _named(self, filled) -> str:
+        """Return the metric that the user asked for, by either name."""
+        wanted = self.objective.lower()
+        options = {wanted, f"{wanted}_metric", f"{wanted}_metrics"}
+        for name, (attribute, _, _) in filled.items():
+            if name.lower() == wanted or attribute.lower() in options:
+                return name
+        raise KnobError(
+            f"objective '{self.objective}' is not a metric that this "
+            "recipe fills in validation."
+            + nearest(self.objective, ["auto", "loss", *filled])
+        )
 
 
-def _preferred(filled: dict[str, MetricStats]) -> Optional[str]:
-    """Return the attribute to judge by: WER, an error rate, or None (loss).
+def _preferred(filled) -> Optional[str]:
+    """Return the metric to judge by: WER, an error rate, or None (loss).
 
     A plain ``MetricStats`` may be higher-is-better; its name must say error.
     """
-    wer = [n for n in filled if "wer" in n.lower()]
-    rates = [n for n, s in filled.items() if isinstance(s, ErrorRateStats)]
-    errors = [n for n in filled if "error" in n.lower()]
+    wer = [n for n, (a, _, _) in filled.items() if "wer" in a.lower()]
+    rates = [n for n, (_, s, _) in filled.items() if _is_error_rate(s)]
+    errors = [n for n, (a, _, _) in filled.items() if "error" in a.lower()]
     return next(iter([*wer, *rates, *errors]), None)
+
+
+def _is_error_rate(stats: MetricStats) -> bool:
+    return isinstance(stats, ErrorRateStats) or hasattr(
+        stats, "quantization_metrics"
+    )
 
 
 # -- data --------------------------------------------------------------------

@@ -37,11 +37,15 @@ class Item(NamedTuple):
         Adds to the numerator: word errors, loss.
     weight : float
         Adds to the denominator: reference words, sentences.
+    vector : str
+        For metrics over pairs of utterances (EER): the utterance's embedding,
+        float32 values in base64.
     """
 
     key: str
     errors: float
     weight: float
+    vector: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,20 @@ class Metric:
         if not weight:
             return float("nan")
         return self.factor * sum(item.errors for item in ordered) / weight
+
+    def compare(
+        self,
+        before: Iterable[Item],
+        after: Iterable[Item],
+        confidence: float = 0.95,
+        samples: int = 2000,
+        seed: int = 1986,
+    ) -> "Interval":
+        """Return the change from one system to another with an interval.
+
+        See `paired_bootstrap`; a metric that is no ratio of sums has its own.
+        """
+        return paired_bootstrap(before, after, self, confidence, samples, seed)
 
 
 @dataclass(frozen=True)
@@ -179,6 +197,9 @@ def paired_bootstrap(
 
 def items_of(stats: MetricStats) -> list[Item]:
     """Read the items out of one of the toolkit's metric objects.
+
+    A class of ours that is no ratio of sums has ``quantization_metrics``
+    instead, which returns metrics with their items by name.
 
     Arguments
     ---------

@@ -12,7 +12,7 @@ from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report.environment import environment
 from speechbrain_stablequant.report.tables import align, megabytes
 from speechbrain_stablequant.runtime import RuntimeReport
-from speechbrain_stablequant.scoring import Item, Metric, paired_bootstrap
+from speechbrain_stablequant.scoring import Item, Metric
 
 __all__ = ["Report", "TestResult"]
 
@@ -90,7 +90,7 @@ def _plain(value) -> Optional[dict]:
 def _change(before, after, metric: Metric, seed: int) -> dict:
     """Return the change with its interval; without, if items do not pair."""
     try:
-        return paired_bootstrap(before, after, metric, seed=seed).to_dict()
+        return metric.compare(before, after, seed=seed).to_dict()
     except StableQuantError:
         change = metric.value(after) - metric.value(before)
         return {"change": change, "low": None, "high": None}

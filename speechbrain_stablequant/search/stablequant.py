@@ -26,7 +26,7 @@ from typing import Optional
 from speechbrain_stablequant.calibration import expected_error
 from speechbrain_stablequant.errors import CalibrationError
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
-from speechbrain_stablequant.scoring import Interval, paired_bootstrap
+from speechbrain_stablequant.scoring import Interval
 from speechbrain_stablequant.search.context import SearchContext, SearchResult
 from speechbrain_stablequant.search.journal import fingerprint
 from speechbrain_stablequant.search.runner import (
@@ -110,10 +110,9 @@ class _Search:
         }
 
     def _change(self, items, name: str, confidence: float = 0.95) -> Interval:
-        return paired_bootstrap(
+        return self.context.evaluator.metric.compare(
             items[FLOAT],
             items[name],
-            self.context.evaluator.metric,
             confidence,
             seed=self.context.settings.seed,
         )
