@@ -223,10 +223,11 @@ class BrainEvaluator(Evaluator):
         for name, (attribute, _, _) in filled.items():
             if name.lower() == wanted or attribute.lower() in options:
                 return name
+        attributes = (attribute for attribute, _, _ in filled.values())
+        known = ["auto", "loss", *dict.fromkeys(attributes), *filled]
         raise KnobError(
             f"objective '{self.objective}' is not a metric that this "
-            "recipe fills in validation."
-            + nearest(self.objective, ["auto", "loss", *filled])
+            "recipe fills in validation." + nearest(self.objective, known)
         )
 
 
