@@ -12,9 +12,8 @@ from speechbrain_stablequant.layers import (
     quantized_class,
     unsupported_reason,
 )
-from speechbrain_stablequant.numerics import integer_dtype
-from speechbrain_stablequant.packing import packed_words
-from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
+from speechbrain_stablequant.packing import packed_num_bytes
+from speechbrain_stablequant.plan import LayerPlan
 from speechbrain_stablequant.settings import Settings
 
 __all__ = ["Coverage", "ParameterCoverage", "cover"]
@@ -168,8 +167,8 @@ def _row(root, name, short, parameter, layers, settings, notes):
     after, by_request = num_bytes, False
     if ours and name in layers:
         status, plan = QUANTIZED, layers[name]
-        after = _packed_num_bytes(
-            cls.to_rows(module, short, parameter), plan.weight
+        after = packed_num_bytes(
+            cls.to_rows(module, short, parameter).shape, plan.weight
         )
         detail = _describe(plan, (notes or {}).get(name))
     elif ours:
@@ -222,17 +221,3 @@ def _describe(plan: LayerPlan, note: Optional[str]) -> str:
     widths = sorted({p.scheme.describe() for p in plan.inputs.values()})
     text += f", input {' / '.join(widths)}" if widths else ", input float"
     return f"{text} ({note})" if note else text
-
-
-def _packed_num_bytes(rows, scheme: QuantizationScheme) -> int:
-    """Return the size of a weight in a checkpoint, scales included."""
-    channels, count = rows.shape
-    if scheme.is_float:
-        return channels * count * integer_dtype(scheme).itemsize
-    groups = 1
-    if scheme.granularity == "per_group":
-        groups = -(-count // min(scheme.group_size, count))
-    scales = 1 if scheme.granularity == "per_tensor" else channels * groups
-    per_scale = 4 if scheme.symmetric else 5
-    packed = channels * packed_words(count, scheme.bits) * 4
-    return packed + scales * per_scale

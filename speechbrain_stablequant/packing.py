@@ -12,12 +12,44 @@ import torch
 
 from speechbrain_stablequant.plan import QuantizationScheme
 
-__all__ = ["pack", "unpack", "packed_words"]
+__all__ = ["pack", "packed_num_bytes", "packed_words", "unpack"]
 
 
 def packed_words(count: int, bits: int) -> int:
     """Return how many 32-bit words hold ``count`` values of a row."""
     return -(-count * bits // 32)
+
+
+def packed_num_bytes(shape, scheme: QuantizationScheme) -> int:
+    """Return the size of a weight in a checkpoint, scales included.
+
+    Arguments
+    ---------
+    shape : tuple of int
+        Channels and values in a channel.
+    scheme : QuantizationScheme
+        Scheme of the weight.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Example
+    -------
+    >>> packed_num_bytes((10, 64), QuantizationScheme(bits=4))
+    360
+    """
+    channels, count = shape
+    if scheme.is_float:
+        return channels * count * 2
+    groups = 1
+    if scheme.granularity == "per_group":
+        groups = -(-count // min(scheme.group_size, count))
+    scales = 1 if scheme.granularity == "per_tensor" else channels * groups
+    per_scale = 4 if scheme.symmetric else 5
+    packed = channels * packed_words(count, scheme.bits) * 4
+    return packed + scales * per_scale
 
 
 def _codes(values: torch.Tensor, scheme: QuantizationScheme) -> np.ndarray:

@@ -15,11 +15,13 @@ from typing import Any, Optional, Union
 from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.plan import WEIGHT_OBSERVERS, QuantizationScheme
+from speechbrain_stablequant.presets import preset_knobs
 
 __all__ = ["Settings", "parse_bits"]
 
 _BITS = re.compile(r"^[wW](\d+)(?:[aA](\d+))?$")
-METHODS = ("stablequant", "uniform")
+METHODS = ("mixed_precision", "stablequant", "uniform")
+DEFAULT_CANDIDATES = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
 DEFAULT_PERCENTILES = (
     100.0, 99.999, 99.99, 99.95, 99.9, 99.8, 99.5, 99.0, 98.0,
 )  # fmt: skip
@@ -86,11 +88,12 @@ class Settings:
         Widths, see `parse_bits`.
     method : str
         ``stablequant``: layer-adaptive clipping by the recipe's metric.
+        ``mixed_precision``: widths layer by layer, under a budget.
         ``uniform``: one observer for all layers, no search.
     observer : str
         ``uniform``: ``max``, ``percentile``, ``mse`` or ``entropy``, for all
-        layers. ``stablequant``: ``mse`` as in the paper, or ``entropy``, on
-        the clipped histograms.
+        layers; ``mixed_precision`` likewise. ``stablequant``: ``mse`` as in
+        the paper, or ``entropy``, on the clipped histograms.
     percentile : float
         For the ``percentile`` observer, in percent.
     weight_observer : str
@@ -116,6 +119,20 @@ class Settings:
         ``stablequant``: cut-offs tried for flagged units.
     tail : str
         ``drop`` or ``fold``: what becomes of the tail beyond a cut-off.
+    candidates : list
+        ``mixed_precision``: widths that a layer may get; 32 is float.
+    max_drop : float, optional
+        ``mixed_precision``: fewest bytes with the metric at most this much
+        worse, in its own unit (points for error rates).
+    target_size : float, optional
+        ``mixed_precision``: best metric within this part of the float bytes.
+    ranking : str
+        ``mixed_precision``: what a layer's sensitivity is: ``distance`` of
+        the model's output to that of the float model, or the ``metric``, as
+        in the ECAPA-TDNN framework.
+    front_points : int
+        ``mixed_precision``: plans, from small to large, that are measured to
+        draw the Pareto front.
     min_coverage : float
         Stop when less than this part of the weight bytes is quantized.
     objective : str
@@ -133,6 +150,9 @@ class Settings:
         Seed of the samples and the bootstrap.
     plan : str, optional
         A plan (JSON file) to apply with no calibration and no search.
+    preset : str, optional
+        Knobs by name, see `speechbrain_stablequant.presets`; those given
+        beside it count more.
 
     Raises
     ------
@@ -155,6 +175,11 @@ class Settings:
     flag_threshold: float = 0.25
     percentiles: Sequence[float] = DEFAULT_PERCENTILES
     tail: str = "drop"
+    candidates: Sequence = DEFAULT_CANDIDATES
+    max_drop: Optional[float] = None
+    target_size: Optional[float] = None
+    ranking: str = "distance"
+    front_points: int = 12
     min_coverage: float = 0.95
     objective: str = "auto"
     calibration_utterances: int = 256
@@ -163,6 +188,7 @@ class Settings:
     search_num_bytes: int = 1 << 31
     seed: int = 1986
     plan: Optional[Union[str, Path]] = None
+    preset: Optional[str] = None
 
     @classmethod
     def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
@@ -173,7 +199,7 @@ class Settings:
                 raise KnobError(
                     f"{owner} has no knob '{key}'." + nearest(key, known)
                 )
-        return cls(**knobs)
+        return cls(**{**preset_knobs(knobs.get("preset")), **knobs})
 
     def __post_init__(self):
         for name, choices in (
@@ -181,6 +207,7 @@ class Settings:
             ("observer", OBSERVERS),
             ("weight_observer", WEIGHT_OBSERVERS),
             ("tail", TAIL_RULES),
+            ("ranking", ("distance", "metric")),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -195,6 +222,7 @@ class Settings:
             ("calibration_utterances", 1, float("inf")),
             ("search_utterances", 1, float("inf")),
             ("search_num_bytes", 0, float("inf")),
+            ("front_points", 2, 100),
         ):
             _check_number(name, getattr(self, name), low, high)
         if isinstance(self.keep, str):
@@ -217,7 +245,29 @@ class Settings:
                 f"observer '{self.observer}' goes with method: uniform; "
                 "stablequant chooses scales by mse or entropy."
             )
+        self._check_budget()
         self._check_schemes()
+
+    def _check_budget(self):
+        if isinstance(self.candidates, (str, int)) or not self.candidates:
+            raise KnobError("candidates is a list, such as [W4A8, W8A8, W32].")
+        for bits in self.candidates:
+            try:
+                parse_bits(bits)
+            except KnobError as err:
+                raise KnobError(f"candidates: {err}") from None
+        if self.max_drop is not None:
+            _check_number("max_drop", self.max_drop, 0, float("inf"))
+        if self.target_size is not None:
+            _check_number("target_size", self.target_size, 0, 1)
+        if self.method == "mixed_precision" and (
+            (self.max_drop is None) == (self.target_size is None)
+        ):
+            raise KnobError(
+                "method: mixed_precision needs a budget: max_drop (fewest "
+                "bytes within it) or target_size (best metric within it), one "
+                "of them; set the other to null."
+            )
 
     def _check_schemes(self):
         try:
@@ -271,7 +321,12 @@ class Settings:
 
     def search_identity(self) -> dict:
         """Return what, besides weights and data, a search depends on."""
-        ignored = {"min_coverage", "search_num_bytes", "plan"}
+        # Results have the widths and the layers in their names: searches that
+        # differ in what they look for only share them.
+        ignored = {
+            "min_coverage", "search_num_bytes", "plan", "preset", "candidates",
+            "max_drop", "target_size", "ranking", "front_points", "subset",
+        }  # fmt: skip
         return {
             # Lists, as they come back from JSON.
             key: list(value) if isinstance(value, tuple) else value

@@ -11,6 +11,9 @@ from speechbrain_stablequant.search.journal import (
     fingerprint,
     weights_digest,
 )
+from speechbrain_stablequant.search.mixed_precision import (
+    search_mixed_precision,
+)
 from speechbrain_stablequant.search.stablequant import search_stablequant
 from speechbrain_stablequant.search.uniform import search_uniform
 from speechbrain_stablequant.search.units import group_units
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, Callable[[SearchContext], SearchResult]] = {
+    "mixed_precision": search_mixed_precision,
     "stablequant": search_stablequant,
     "uniform": search_uniform,
 }

@@ -53,10 +53,11 @@ class SearchContext:
         observer: str,
         percentile: float = 100.0,
         unit: Optional[str] = None,
+        widths: Optional[tuple[int, int]] = None,
     ) -> LayerPlan:
         """Return the plan of a layer, its input ranges by a given rule."""
         settings = self.settings
-        weight_bits, activation_bits = settings.layer_widths(name)
+        weight_bits, activation_bits = widths or settings.layer_widths(name)
         scheme = settings.activation_scheme(activation_bits)
         inputs = {}
         if scheme is not None:

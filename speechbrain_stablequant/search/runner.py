@@ -11,11 +11,14 @@ from speechbrain_stablequant import distributed
 from speechbrain_stablequant.plan import LayerPlan
 from speechbrain_stablequant.scoring import Item
 from speechbrain_stablequant.search.context import SearchContext
+from speechbrain_stablequant.search.distance import OutputDistance
 from speechbrain_stablequant.search.prefix import PrefixCache
 
 __all__ = ["Candidate", "CandidateRunner", "Cost"]
 
 FLOAT = "float"
+DISTANCE = "distance"
+_OUTPUTS = 1 << 28  # bytes of outputs kept for comparison
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,13 @@ class CandidateRunner:
         Model, data and journal.
     cost : Cost
         Counts what was run.
+    distances : bool
+        Whether to compare outputs with those of the float model too.
     """
 
     context: SearchContext
     cost: Cost = field(default_factory=Cost)
+    distances: bool = False
 
     def run(
         self, title: str, candidates: list[Candidate], indices: list[int]
@@ -126,11 +132,34 @@ class CandidateRunner:
             for name in names
         }
 
+    def distance(self, name: str, indices: list[int]) -> float:
+        """Return how far the output was from the float model's.
+
+        Arguments
+        ---------
+        name : str
+            A candidate that was run with ``distances``.
+        indices : list of int
+            The batches it was run on.
+
+        Returns
+        -------
+        float
+            Squared distance over squared length; nan without any output.
+        """
+        journal = self.context.journal
+        found = [journal.get(_key(f"{DISTANCE} {name}", i)) for i in indices]
+        sums = [item for items in found for item in items or ()]
+        power = sum(item.weight for item in sums)
+        error = sum(item.errors for item in sums)
+        return error / power if power else float("nan")
+
     def _run_batch(self, index, batch, candidates, bar):
         context, evaluator = self.context, self.context.evaluator
         batches = evaluator.num_batches
         known = context.journal.get(_key(FLOAT, index)) is not None
         reusable = any(c.unit is not None for c in candidates)
+        reusable = reusable or (self.distances and candidates)
         units = list(context.units)
         with (
             torch.no_grad(),
@@ -139,16 +168,22 @@ class CandidateRunner:
                 units,
                 context.settings.search_num_bytes,
             ) as cache,
+            OutputDistance(
+                context.conversion.root, _OUTPUTS if self.distances else 0
+            ) as distance,
         ):
             if reusable or not known:
-                with cache.record():
+                with cache.record(), distance.record():
                     items = evaluator.evaluate(batch)
                 context.journal.put(_key(FLOAT, index), items)
                 self._count(1 / batches, 1.0)
             bar.update()
             for candidate in candidates:
                 bar.set_postfix_str(candidate.name, refresh=False)
-                items = self._evaluate(candidate, batch, cache)
+                with distance.compare():
+                    items = self._evaluate(candidate, batch, cache)
+                if self.distances:
+                    self._put_distance(candidate.name, index, distance)
                 context.journal.put(_key(candidate.name, index), items)
                 live = cache.live_fraction(candidate.unit)
                 self._count(1 / batches, live)
@@ -164,6 +199,10 @@ class CandidateRunner:
                 return self.context.evaluator.evaluate(batch)
         finally:
             conversion.dequantize(candidate.layers)
+
+    def _put_distance(self, name, index, distance: OutputDistance) -> None:
+        item = Item(DISTANCE, distance.error, distance.power)
+        self.context.journal.put(_key(f"{DISTANCE} {name}", index), [item])
 
     def _count(self, passes: float, live: float) -> None:
         self.cost.evaluations += 1

@@ -1,0 +1,54 @@
+"""Presets: knobs of published systems, by name."""
+
+from typing import Any, Optional
+
+from speechbrain_stablequant.errors import KnobError, nearest
+
+__all__ = ["PRESETS", "preset_knobs"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Hong, Chung, Kang, "Optimization of DNN-based speaker verification model
+    # through efficient quantization technique", 2024 (arXiv 2407.08991): each
+    # layer has 8 or 32 bits. Which layers have 8 is a reconstruction: the six
+    # 1x1 convolutions of the blocks and that of the multi-layer aggregation
+    # give the size that is reported, for the model that is likely.
+    "ecapa_tdnn_2024": {
+        "method": "uniform",
+        "bits": "W32",
+        "layer_bits": {
+            "*blocks.[1-9].tdnn[12].conv.conv": "W8A8",
+            "*mfa.conv.conv": "W8A8",
+        },
+    },
+}
+
+
+def preset_knobs(name: Optional[str]) -> dict[str, Any]:
+    """Return the knobs that a preset stands for.
+
+    Arguments
+    ---------
+    name : str, optional
+        ``ecapa_tdnn_2024``: the ECAPA-TDNN framework's selection of layers.
+        None stands for no knobs.
+
+    Returns
+    -------
+    dict
+        Values by knob.
+
+    Raises
+    ------
+    KnobError
+        If there is no such preset.
+
+    Example
+    -------
+    >>> preset_knobs("ecapa_tdnn_2024")["bits"]
+    'W32'
+    """
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise KnobError(f"preset '{name}' is unknown." + nearest(name, PRESETS))
+    return dict(PRESETS[name])
