@@ -40,7 +40,7 @@ def recipe_folder(path: str) -> Path:
 
 
 def run_recipe(
-    folder: Path, script: str, yaml: Path, debug=False, **overrides
+    folder: Path, script: str, yaml: Path, debug=False, flags=(), **overrides
 ) -> None:
     """Run an unmodified recipe as a user would.
 
@@ -54,11 +54,13 @@ def run_recipe(
         Hyperparameters.
     debug : bool
         Two batches an epoch; the toolkit then keeps no checkpoints.
+    flags : list of str
+        Given as they are: ``--test_only``.
     **overrides
         Given as ``--name value``.
     """
     arguments = [str(yaml), "--noprogressbar", "--device", "cpu"]
-    arguments += ["--debug"] if debug else []
+    arguments += [*(["--debug"] if debug else []), *flags]
     for name, value in overrides.items():
         arguments += [f"--{name}", str(value)]
     environment = {

@@ -13,8 +13,14 @@ from speechbrain_stablequant.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = sorted((ROOT / "hparams").rglob("*.yaml"))
-RECIPES = sorted((ROOT / "recipes").glob("*/*/*/hparams/*.yaml"))
-TRAINING = [p for p in RECIPES if p.name != "inference.yaml"]
+# recipes/<Dataset>/<Task> or recipes/<Dataset>/<Task>/<Method>
+RECIPES = sorted((ROOT / "recipes").rglob("hparams/*.yaml"))
+SCRIPTS = sorted((ROOT / "recipes").rglob("*.py"))
+TRAINING = [
+    p
+    for p in RECIPES
+    if p.name != "inference.yaml" and not p.name.startswith("verification_")
+]
 CHECKPOINTER = """
 checkpointer: !new:speechbrain.utils.checkpoints.Checkpointer
    checkpoints_dir: {folder}
@@ -86,8 +92,28 @@ def test_recipe_yaml_looks_like_speechbrain(path):
         assert "\noutput_folder: !ref results/" in text
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "recipes").glob("*/*/*/train.py")), ids=name
-)
-def test_recipe_script_exists_and_compiles(path):
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_block_of_recipe_loads(path, tmp_path):
+    """With all knobs of the block where they can be set flatly."""
+    _, marker, block = path.read_text().partition("# Quantization #")
+    assert marker, "the section of quantization is missing"
+    text = CHECKPOINTER.format(folder=tmp_path) + block.partition("\n")[2]
+    assert isinstance(load_hyperpyyaml(text)["ptq"], PostTrainingQuantizer)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_recipe_script_compiles(path):
     compile(path.read_text(), str(path), "exec")
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({p.parents[1] for p in RECIPES}), ids=name
+)
+def test_recipe_is_complete(folder):
+    """A README that names every YAML to run, and a training script."""
+    readme = (folder / "README.md").read_text()
+    for path in folder.glob("hparams/*.yaml"):
+        if path.name != "inference.yaml":
+            assert path.name in readme, f"{path.name} is not in the README"
+    scripts = {path.name for path in folder.glob("*.py")}
+    assert any(script.startswith("train") for script in scripts)

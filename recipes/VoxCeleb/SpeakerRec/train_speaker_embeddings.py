@@ -4,7 +4,8 @@
 After training, the float model is tested on the verification list, then
 quantized under a budget of equal error rate and tested again.
 
-> python train_speaker_embeddings.py hparams/train_ecapa_tdnn_512.yaml --data_folder /path/to/VoxCeleb
+To run this recipe, do the following:
+> python train_speaker_embeddings.py hparams/train_ecapa_tdnn_1024.yaml --data_folder /path/to/VoxCeleb
 
 Unlike the toolkit's script of the same name it validates on trials over
 speakers that training never sees, in whole utterances, and calls `evaluate`.
@@ -18,7 +19,7 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio import audio_io
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 
 
 class SpeakerBrain(sb.Brain):
@@ -42,7 +43,7 @@ class SpeakerBrain(sb.Brain):
         predictions, lens = predictions
         if stage != sb.Stage.TRAIN:
             self.verification_stats.append(batch.id, predictions)
-            # The error of a trial needs two utterances: there is no loss
+            # Unseen speakers have no class, so there is no loss
             return torch.zeros(())
         spk_id, _ = batch.spk_id_encoded
         if hasattr(self.hparams, "wav_augment"):
@@ -64,7 +65,8 @@ class SpeakerBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.train_stats = {"loss": stage_loss}
             return
-        stats = self.verification_stats.summarize()
+        summary = self.verification_stats.summarize()
+        stats = {name: summary[name] for name in ("EER", "minDCF")}
         if stage == sb.Stage.VALID:
             old_lr, new_lr = self.hparams.lr_annealing(epoch)
             sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
@@ -76,12 +78,13 @@ class SpeakerBrain(sb.Brain):
             self.checkpointer.save_and_keep_only(
                 meta={"EER": stats["EER"]}, min_keys=["EER"]
             )
-        else:
+        elif stage == sb.Stage.TEST:
             self.hparams.train_logger.log_stats(
                 stats_meta={"Epoch loaded": self.hparams.epoch_counter.current},
                 test_stats=stats,
             )
-            self.verification_stats.write_scores(self.hparams.scores_file)
+            if if_main_process():
+                self.verification_stats.write_scores(self.hparams.scores_file)
 
 
 def dataio_prep(hparams):
@@ -128,8 +131,9 @@ def dataio_prep(hparams):
     )
     if len(label_encoder) != hparams["out_n_neurons"]:
         raise ValueError(
-            f"There are {len(label_encoder)} speakers in "
-            f"{hparams['train_annotation']}: set out_n_neurons to that."
+            f"out_n_neurons is {hparams['out_n_neurons']}, but there are "
+            f"{len(label_encoder)} speakers in {hparams['train_annotation']}: "
+            "set num_speakers to that plus dev_speakers."
         )
     sb.dataio.dataset.set_output_keys(
         [train_data], ["id", "sig", "spk_id_encoded"]
@@ -159,12 +163,21 @@ if __name__ == "__main__":
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    run_on_main(hparams["prepare_data"])
-    for prepare in ("prepare_noise_data", "prepare_rir_data"):
-        if prepare in hparams:
-            run_on_main(hparams[prepare])
+
+    # Trials, noises and impulse responses are downloaded where the YAML says so
+    for step in (
+        "prepare_trials",
+        "prepare_data",
+        "prepare_noise_data",
+        "prepare_rir_data",
+    ):
+        if step in hparams:
+            run_on_main(hparams[step])
+
+    # Dataset IO prep: creating Dataset objects and proper encodings for speakers
     train_data, valid_data, test_data = dataio_prep(hparams)
 
+    # Brain class initialization
     speaker_brain = SpeakerBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -182,7 +195,7 @@ if __name__ == "__main__":
         valid_loader_kwargs=hparams["valid_dataloader_opts"],
     )
 
-    # Verification
+    # Verification: of the float model, then of the quantized one
     speaker_brain.evaluate(
         test_data,
         test_loader_kwargs=hparams["test_dataloader_opts"],

@@ -8,6 +8,7 @@ Download: http://www.robots.ox.ac.uk/~vgg/data/voxceleb/
 """
 
 import csv
+import json
 import os
 import random
 from collections import defaultdict
@@ -30,7 +31,8 @@ def prepare_voxceleb(
     dev_speakers=40,
     dev_trials=20000,
     dev_min_utterances=2,
-    dev_pattern="",
+    dev_max_utterances=None,
+    dev_prefix="",
     max_seconds=None,
     seed=1986,
     skip_prep=False,
@@ -56,7 +58,9 @@ def prepare_voxceleb(
         and as many pairs of two, drawn at random.
     dev_min_utterances : int
         A speaker with fewer is not set aside.
-    dev_pattern : str
+    dev_max_utterances : int, optional
+        Of a speaker set aside, at most so many utterances are used.
+    dev_prefix : str
         Only speakers whose name begins like this are set aside.
     max_seconds : float, optional
         Dev and test utterances are cut to this.
@@ -69,50 +73,57 @@ def prepare_voxceleb(
     ------
     FileNotFoundError
         If there are no recordings, or one of the trials has none.
+    ValueError
+        If there are too few speakers to set aside, or the folder holds lists
+        that were made with other arguments.
     """
-    if skip_prep:
+    options = dict(locals())
+    for key in ("save_folder", "skip_prep"):
+        del options[key]
+    if skip_prep or _is_done(Path(save_folder), options):
         return
     os.makedirs(save_folder, exist_ok=True)
-    csv_files = [
-        Path(save_folder) / f"{s}.csv" for s in ("train", "dev", "test")
-    ]
-    if all(path.exists() for path in csv_files):
-        logger.info("Preparation was completed before, skipping.")
-        return
     utterances = find_utterances(data_folder)
-    tested = read_trials(verification_file)
-    test = sorted({utt for _, *pair in tested for utt in pair})
-    missing = [utt for utt in test if not _path(data_folder, utt).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{verification_file} names {missing[0]}, which is not in "
-            f"{data_folder}/wav ({len(missing)} of {len(test)} are missing)."
-        )
-    test_speakers = {utt.split("/")[0] for utt in test}
+    test = find_test_utterances(data_folder, verification_file)
+    for speaker in sorted({utt.split("/")[0] for utt in test}):
+        utterances.pop(speaker, None)
     rng = random.Random(seed)
     eligible = sorted(
         spk
         for spk, utts in utterances.items()
-        if spk not in test_speakers
-        and spk.startswith(dev_pattern)
-        and len(utts) >= dev_min_utterances
+        if spk.startswith(dev_prefix) and len(utts) >= dev_min_utterances
     )
-    chosen = sorted(rng.sample(eligible, min(dev_speakers, len(eligible))))
-    train = [
-        utt
-        for spk, utts in sorted(utterances.items())
-        if spk not in test_speakers and spk not in chosen
-        for utt in utts
-    ]
-    dev = [utt for spk in chosen for utt in utterances[spk]]
+    if not 2 <= dev_speakers <= len(eligible):
+        raise ValueError(
+            f"dev_speakers is {dev_speakers}: at least two are needed, of "
+            f"{len(eligible)} speakers in {data_folder}/wav that are not in "
+            f"{verification_file}, whose name begins with '{dev_prefix}' and "
+            f"that have at least {dev_min_utterances} utterances."
+        )
+    dev = {
+        spk: utterances.pop(spk)
+        for spk in sorted(rng.sample(eligible, dev_speakers))
+    }
+    if dev_max_utterances is not None:
+        dev = {
+            spk: sorted(rng.sample(utts, min(dev_max_utterances, len(utts))))
+            for spk, utts in dev.items()
+        }
     _write_trials(
-        Path(save_folder) / "dev_trials.txt",
-        make_trials({spk: utterances[spk] for spk in chosen}, dev_trials, rng),
+        Path(save_folder) / "dev_trials.txt", make_trials(dev, dev_trials, rng)
     )
-    for path, utts, limit in zip(
-        csv_files, (train, dev, test), (None, max_seconds, max_seconds)
+    train = [utt for _, utts in sorted(utterances.items()) for utt in utts]
+    valid = [utt for utts in dev.values() for utt in utts]
+    for name, chosen, limit in (
+        ("train", train, None),
+        ("dev", valid, max_seconds),
+        ("test", test, max_seconds),
     ):
-        _write(path, data_folder, utts, limit)
+        path = Path(save_folder) / f"{name}.csv"
+        write_list(path, data_folder, chosen, limit)
+    _options_path(Path(save_folder)).write_text(
+        json.dumps(options, default=str, indent=1)
+    )
 
 
 def find_utterances(data_folder):
@@ -123,19 +134,46 @@ def find_utterances(data_folder):
         found[path.parts[-3]].append(path.relative_to(root).as_posix())
     if not found:
         raise FileNotFoundError(
-            f"No recordings in {root}: expected <speaker>/<session>/*.wav."
+            f"No recordings in {root}: expected <speaker>/<session>/*.wav "
+            "(VoxCeleb2's .m4a must be converted). Check data_folder."
         )
     return dict(found)
 
 
 def read_trials(path):
     """Reads a list of trials: label, enrolment and test utterance."""
+    trials = []
     with open(path, encoding="utf-8") as file:
-        return [line.split() for line in file if line.strip()]
+        for number, line in enumerate(file, 1):
+            fields = line.split()
+            if fields and (len(fields) != 3 or fields[0] not in ("0", "1")):
+                raise ValueError(
+                    f"{path}, line {number}: expected '<0 or 1> <enrolment "
+                    f"wav> <test wav>', got '{line.strip()}'."
+                )
+            trials += [fields] if fields else []
+    if {label for label, *_ in trials} != {"0", "1"}:
+        raise ValueError(
+            f"{path} needs trials of one speaker (1) and of two (0)."
+        )
+    return trials
+
+
+def find_test_utterances(data_folder, verification_file):
+    """Lists the utterances of the trials; all of them must be there."""
+    trials = read_trials(verification_file)
+    test = sorted({utt for _, *pair in trials for utt in pair})
+    missing = [utt for utt in test if not _path(data_folder, utt).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{verification_file} names {missing[0]}, which is not in "
+            f"{data_folder}/wav ({len(missing)} of {len(test)} are missing)."
+        )
+    return test
 
 
 def make_trials(utterances, count, rng):
-    """Draws trials: half of one speaker (at most all pairs), half of two."""
+    """Draws trials: half of one speaker, half of two, or all there are."""
     same = [
         ("1", *pair)
         for utts in utterances.values()
@@ -143,24 +181,17 @@ def make_trials(utterances, count, rng):
     ]
     same = rng.sample(same, min(count // 2, len(same)))
     speakers = sorted(utterances)
+    sizes = [len(utts) for utts in utterances.values()]
+    available = sum(sizes) ** 2 - sum(size**2 for size in sizes)
     different = set()
-    while len(speakers) > 1 and len(different) < count - count // 2:
+    while len(different) < min(count - count // 2, available):
         first, second = rng.sample(speakers, 2)
         pair = (rng.choice(utterances[first]), rng.choice(utterances[second]))
         different.add(("0", *pair))
     return [*sorted(same), *sorted(different)]
 
 
-def _path(data_folder, utterance):
-    return Path(data_folder) / "wav" / utterance
-
-
-def _write_trials(path, trials):
-    text = "".join(" ".join(trial) + "\n" for trial in trials)
-    path.write_text(text, encoding="utf-8")
-
-
-def _write(path, data_folder, utterances, max_seconds):
+def write_list(path, data_folder, utterances, max_seconds=None):
     """Writes a list; utterances are named as in the trials."""
     partial = path.with_suffix(".part")
     with open(partial, "w", encoding="utf-8", newline="") as file:
@@ -175,3 +206,36 @@ def _write(path, data_folder, utterances, max_seconds):
             seconds = found.num_frames / found.sample_rate
             writer.writerow((utt, seconds, wav, 0, frames, utt.split("/")[0]))
     os.replace(partial, path)
+
+
+def _path(data_folder, utterance):
+    return Path(data_folder) / "wav" / utterance
+
+
+def _write_trials(path, trials):
+    text = "".join(" ".join(trial) + "\n" for trial in trials)
+    path.write_text(text, encoding="utf-8")
+
+
+def _options_path(save_folder):
+    return save_folder / "voxceleb_prepare.json"
+
+
+def _is_done(save_folder, options):
+    """Whether the lists are there; they must be those that are asked for."""
+    lists = [save_folder / f"{name}.csv" for name in ("train", "dev", "test")]
+    if not all(path.is_file() for path in lists):
+        return False
+    if _options_path(save_folder).is_file():
+        before = json.loads(_options_path(save_folder).read_text())
+        # As JSON gives them back: a path may be given as a Path
+        now = json.loads(json.dumps(options, default=str))
+        changed = [k for k in now if now[k] != before.get(k)]
+        if changed:
+            raise ValueError(
+                f"The lists in {save_folder} were made with another "
+                f"{', '.join(changed)}. Use another output_folder, or delete "
+                "them if no model was trained on them."
+            )
+    logger.info("Preparation was completed before, skipping.")
+    return True
