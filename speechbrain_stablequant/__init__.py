@@ -21,6 +21,7 @@ from speechbrain_stablequant.runtime import (
     decelerate,
     runtime_report,
 )
+from speechbrain_stablequant.waveforms import WaveformBatches
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "QuantizationPlan",
     "QuantizationResult",
     "StableQuantError",
+    "WaveformBatches",
     "accelerate",
     "decelerate",
     "load_quantized",

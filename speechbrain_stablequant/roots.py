@@ -1,10 +1,13 @@
 """Find the modules to quantize and put them under one root."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
 
-__all__ = ["find_module", "roof"]
+__all__ = ["evaluating", "find_module", "roof"]
 
 
 def find_module(brain, name: str) -> nn.Module:
@@ -40,3 +43,19 @@ def roof(modules: dict) -> nn.ModuleDict:
     if not plain:
         raise StableQuantError("There is no module to quantize.")
     return nn.ModuleDict(plain)
+
+
+@contextlib.contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules into evaluation mode, and back as each part of them was.
+
+    Fresh modules are in training mode: normalization would learn.
+    """
+    modes = {part: part.training for m in modules for part in m.modules()}
+    for part in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
