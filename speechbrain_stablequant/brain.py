@@ -4,19 +4,16 @@ Only ``fit`` and ``evaluate`` are overridden, which no recipe of the toolkit
 overrides itself; all ``on_*`` hooks stay the recipe's.
 """
 
-import contextlib
 import inspect
-import random
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
-import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
-from torch.utils.data import DataLoader, IterableDataset
 
-from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
+from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.kept_weights import noted_keys
 from speechbrain_stablequant.scoring import Evaluator, Item, Metric, items_of
 
 __all__ = [
@@ -50,8 +47,9 @@ class PostTrainingQuantizationMixin:
         quantizer.remember_data(
             call.get("valid_set"), call.get("valid_loader_kwargs") or {}
         )
-        result = super().fit(*args, **kwargs)
-        quantizer.after_fit(self)
+        with noted_keys(self.checkpointer) as keys:
+            result = super().fit(*args, **kwargs)
+        quantizer.after_fit(self, keys)
         return result
 
     def evaluate(self, *args, **kwargs):
@@ -163,9 +161,7 @@ class BrainEvaluator(Evaluator):
         ``auto``, ``loss``, or a metric (``WER`` or ``wer_metric``).
     """
 
-    def __init__(
-        self, brain: sb.Brain, sample: "BatchSample", objective="auto"
-    ):
+    def __init__(self, brain: sb.Brain, sample, objective="auto"):
         self.brain, self.sample, self.objective = brain, sample, objective
         self.num_batches = len(sample)
         self._source: Optional[tuple[str, str]] = None
@@ -246,137 +242,3 @@ def _is_error_rate(stats: MetricStats) -> bool:
     return isinstance(stats, ErrorRateStats) or hasattr(
         stats, "quantization_metrics"
     )
-
-
-# -- data --------------------------------------------------------------------
-
-
-class BatchSample:
-    """A random sample of a loader's batches, the same each time.
-
-    Validation sets are sorted by duration, so the first batches would be the
-    shortest utterances.
-
-    Arguments
-    ---------
-    loader : DataLoader
-        The recipe's validation loader.
-    utterances : int
-        About how many utterances to take, whole batches.
-    seed : int
-        Seed of the choice.
-    """
-
-    def __init__(self, loader, utterances: int, seed: int):
-        self.loader, self.chosen, self._kept = loader, None, None
-        sampler = getattr(loader, "batch_sampler", None)
-        iterable = isinstance(getattr(loader, "dataset", None), IterableDataset)
-        if sampler is None or iterable:
-            self._keep_first(utterances)
-            return
-        batches = [list(indices) for indices in sampler]
-        order = np.random.default_rng(seed).permutation(len(batches))
-        self.chosen = []
-        for index in order:
-            if utterances <= 0:
-                break
-            self.chosen.append(batches[index])
-            utterances -= len(batches[index])
-
-    def _keep_first(self, utterances: int) -> None:
-        """Keep batches of a stream, which cannot be indexed."""
-        self._kept = []
-        for batch in self.loader:
-            self._kept.append(batch)
-            utterances -= len(getattr(batch, "id", None) or [batch])
-            if utterances <= 0:
-                break
-
-    def __len__(self) -> int:
-        return len(self._kept if self.chosen is None else self.chosen)
-
-    def load(self, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        """Yield batches by index, through the recipe's own collation."""
-        indices = list(indices)
-        if self.chosen is None:
-            yield from ((i, self._kept[i]) for i in indices)
-            return
-        loader = DataLoader(
-            self.loader.dataset,
-            batch_sampler=[self.chosen[i] for i in indices],
-            collate_fn=self.loader.collate_fn,
-            num_workers=self.loader.num_workers,
-        )
-        yield from zip(indices, loader)
-
-    def fingerprint(self) -> Any:
-        """Return plain data that says which utterances are in."""
-        if self.chosen is None:
-            return ["stream", len(self._kept)]
-        ids = getattr(self.loader.dataset, "data_ids", None)
-        if ids is None:
-            return [len(self.loader.dataset), self.chosen]
-        return [[ids[i] for i in batch] for batch in self.chosen]
-
-
-def validation_loader(brain: sb.Brain, valid_set, loader_kwargs) -> Any:
-    """Return the recipe's validation loader.
-
-    Raises
-    ------
-    CalibrationError
-        If the recipe has no validation data.
-    """
-    if valid_set is None:
-        raise CalibrationError(
-            "Calibration needs the recipe's validation data, but fit() was "
-            "not called with a valid_set. Call fit() before evaluate() (with "
-            "--test_only it returns at once), or give a plan (plan: path.json)."
-        )
-    if isinstance(valid_set, (DataLoader, sb.dataio.dataloader.LoopedLoader)):
-        return valid_set
-    kwargs = {k: v for k, v in loader_kwargs.items() if k != "ckpt_prefix"}
-    return brain.make_dataloader(
-        valid_set, stage=sb.Stage.VALID, ckpt_prefix=None, **kwargs
-    )
-
-
-@contextlib.contextmanager
-def preserved(brain: sb.Brain) -> Iterator[None]:
-    """Leave no trace in a Brain: attributes, metrics, modes, random numbers.
-
-    What follows (a script that reads the metrics, another epoch) then goes as
-    if the block had not been there.
-    """
-    before = dict(vars(brain))
-    metrics = [(m, dict(vars(m))) for m in metrics_of(brain).values()]
-    modes = {m: m.training for m in brain.modules.modules()}
-    python, numpy = random.getstate(), np.random.get_state()
-    cuda = torch.cuda.is_initialized()
-    devices = range(torch.cuda.device_count()) if cuda else ()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        vars(brain).clear()
-        vars(brain).update(before)
-        for stats, attributes in metrics:
-            vars(stats).clear()
-            vars(stats).update(attributes)
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
-def validation_stage(brain: sb.Brain) -> Iterator[None]:
-    """Put a Brain into its VALID stage, and back as it was.
-
-    ``on_stage_end`` is never called: it anneals rates and saves checkpoints.
-    """
-    counter = getattr(brain.hparams, "epoch_counter", None)
-    with preserved(brain):
-        brain.on_stage_start(sb.Stage.VALID, getattr(counter, "current", 1))
-        brain.modules.eval()
-        yield

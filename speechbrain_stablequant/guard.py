@@ -18,7 +18,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.kept_files import kept_files, with_suffix
 
-__all__ = ["guarded", "noted_start", "result_paths"]
+__all__ = ["guarded", "noted_start", "result_paths", "test_name"]
 
 logger = get_logger(__name__)
 
@@ -185,6 +185,30 @@ def result_paths(brain, folder: Path) -> dict[str, Path]:
         if inside and not any(s in path.resolve().parents for s in save):
             found[key] = path
     return found
+
+
+def test_name(brain, used: set) -> str:
+    """Name a test set after the file that the recipe scores into.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+    used : set of str
+        Names of the test sets before.
+    """
+    folder = Path(getattr(brain.hparams, "output_folder", "."))
+    stems = {k: path.stem for k, path in result_paths(brain, folder).items()}
+    for key in sorted(stems, key=lambda k: ("wer" not in k, k)):
+        name = stems[key]
+        for prefix in ("wer_", "cer_"):
+            name = name.removeprefix(prefix)
+        if name not in used:
+            return name
+    return f"test {len(used) + 1}"
+
+
+test_name.__test__ = False  # not a test, whatever pytest makes of the name
 
 
 def _checkpoint_folders(brain) -> list[Path]:

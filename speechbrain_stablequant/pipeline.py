@@ -24,7 +24,7 @@ from speechbrain_stablequant.search import (
 )
 from speechbrain_stablequant.settings import Settings
 
-__all__ = ["Planned", "make_plan"]
+__all__ = ["Planned", "given_plan", "make_plan"]
 
 
 @dataclass
@@ -94,11 +94,7 @@ def make_plan(
     """
     if settings.plan is not None:
         plan = QuantizationPlan.load(settings.plan)
-        for name, layer in plan.layers.items():
-            conversion.set(name, layer)
-        coverage = cover(conversion, plan.layers, settings)
-        coverage.check(settings.min_coverage)
-        return Planned(plan, coverage)
+        return given_plan(conversion, settings, plan)
     _check_patterns(conversion, settings)
     layers = _selected(conversion, settings)
     # Too small a coverage is known before the long part begins.
@@ -133,6 +129,25 @@ def make_plan(
     notes = dict.fromkeys(unreached, "calibration never reached it")
     coverage = cover(conversion, plan.layers, settings, notes)
     return Planned(plan, coverage, result.report, unreached, statistics)
+
+
+def given_plan(
+    conversion: Conversion, settings: Settings, plan: QuantizationPlan
+) -> Planned:
+    """Check that a plan fits a model, and what it covers.
+
+    Raises
+    ------
+    PlanError
+        If it names a layer that the model does not have.
+    CoverageError
+        If too little of the model would be quantized.
+    """
+    for name, layer in plan.layers.items():
+        conversion.set(name, layer)
+    coverage = cover(conversion, plan.layers, settings)
+    coverage.check(settings.min_coverage)
+    return Planned(plan, coverage)
 
 
 def _selected(conversion: Conversion, settings: Settings):

@@ -1,18 +1,25 @@
 """Scripts without a Brain: quantize what a ``Pretrainer`` loads."""
 
+import atexit
+import dataclasses
+import weakref
+from itertools import chain
 from pathlib import Path
+from typing import Optional
 
+from speechbrain.utils.data_utils import recursive_to
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_stablequant.errors import KnobError
+from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.pipeline import make_plan
+from speechbrain_stablequant.pipeline import Planned, given_plan, make_plan
+from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.report import Report
-from speechbrain_stablequant.roots import roof
-from speechbrain_stablequant.runtime import Acceleration
+from speechbrain_stablequant.roots import evaluating, roof
+from speechbrain_stablequant.runtime import Acceleration, require_cpu
 
 __all__ = ["watch_pretrainer"]
 
@@ -41,22 +48,19 @@ def watch_pretrainer(pretrainer, quantizer) -> None:
 
 def _quantize_loaded(pretrainer, quantizer) -> None:
     """Quantize a pretrainer's modules: no metric, calibration data if given."""
-    settings, root = quantizer.settings, _root(pretrainer, quantizer.modules)
-    if settings.plan is None and settings.method != "uniform":
-        raise KnobError(
-            "Through a pretrainer there is no metric to search with: use "
-            "method: uniform, or plan: path.json from an earlier run."
-        )
+    _check_method(quantizer.settings)
+    root = _root(pretrainer, quantizer.modules)
+    if quantizer.backend is not None:
+        require_cpu(root)  # before calibration is spent
     conversion = Conversion(root)
     try:
-        planned = make_plan(
-            conversion, settings, _calibration(root, quantizer), None
-        )
+        planned = _plan(conversion, quantizer)
         conversion.apply_plan(planned.plan)
     except BaseException:
         conversion.restore()
         raise
     quantizer.report = report = Report(quantizer.label, planned)
+    folder = None
     if quantizer.output_folder is not None and if_main_process():
         folder = Path(quantizer.output_folder)
         report.files = export_checkpoints(
@@ -64,22 +68,81 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
         )
         save_plan(planned.plan, folder / "plan.json")
         report.save(folder)
-    logger.info("%s", report.table())
+    report.announce()
     if quantizer.backend is not None:
-        Acceleration(root, quantizer.backend).install()
+        acceleration = Acceleration(root, quantizer.backend)
+        acceleration.install()
+        quantizer.execution = ExecutionLog(acceleration, report, folder)
+
+
+def _check_method(settings) -> None:
+    """Refuse methods that need a metric, which a pretrainer does not have."""
+    if settings.plan is None and settings.method != "uniform":
+        raise KnobError(
+            "Through a pretrainer there is no metric to search with: use "
+            "method: uniform, or plan: path.json from an earlier run."
+        )
 
 
 def _root(pretrainer, modules) -> nn.ModuleDict:
     """Return the modules to quantize: given, named, or all loadables."""
+    loadables = {
+        name: obj
+        for name, obj in pretrainer.loadables.items()
+        if isinstance(obj, nn.Module)
+    }
     if not modules:
-        modules = {
-            name: obj
-            for name, obj in pretrainer.loadables.items()
-            if isinstance(obj, nn.Module)
-        }
+        modules = loadables
     elif not isinstance(modules, dict):
-        modules = {name: pretrainer.loadables[name] for name in modules}
+        for name in modules:
+            if name not in loadables:
+                raise KnobError(
+                    f"modules: the pretrainer loads no module '{name}'."
+                    + nearest(name, loadables)
+                )
+        modules = {name: loadables[name] for name in modules}
     return roof(modules)
+
+
+def _plan(conversion: Conversion, quantizer) -> Planned:
+    """Return the plan: given, or by the method of the block."""
+    settings = quantizer.settings
+    if settings.plan is None:
+        calibrate = _calibration(conversion.root, quantizer)
+        return make_plan(conversion, settings, calibrate, None)
+    plan = QuantizationPlan.load(settings.plan)
+    plan = _loaded_part(plan, conversion.root, settings.plan)
+    return given_plan(conversion, settings, plan)
+
+
+def _loaded_part(plan: QuantizationPlan, root, path) -> QuantizationPlan:
+    """Return the part of a plan that is about modules that are there.
+
+    A script that embeds loads no classifier, which was quantized in training.
+    A layer missing within a module is an error all the same.
+    """
+    planned = {name.partition(".")[0] for name in plan.layers}
+    absent = sorted(planned - set(root))
+    if not absent:
+        return plan
+    layers = {
+        name: layer
+        for name, layer in plan.layers.items()
+        if name.partition(".")[0] in root
+    }
+    if not layers:
+        raise PlanError(
+            f"{path} is a plan for {', '.join(absent)}; this script has "
+            f"{', '.join(root)}. Where only names differ, give them in "
+            "modules: {name in the plan: !ref <module>}."
+        )
+    logger.info(
+        "%s: left out %d layers of %s, which this script does not load",
+        path,
+        len(plan.layers) - len(layers),
+        ", ".join(absent),
+    )
+    return dataclasses.replace(plan, layers=layers)
 
 
 def _calibration(root, quantizer):
@@ -87,24 +150,76 @@ def _calibration(root, quantizer):
     batches, forward = quantizer.calibration
     if batches is None:
         return None
-    if forward is None:
-        if len(root) != 1:
-            raise KnobError(
-                "calibration_forward is needed to run several modules."
-            )
-        only = next(iter(root.values()))
-        forward = lambda modules, batch: only(batch)  # noqa: E731
+    if forward is None and len(root) != 1:
+        raise KnobError(
+            "calibration_forward is needed to run several modules "
+            f"({', '.join(root)}), or choose one of them in modules."
+        )
 
     def calibrate():
         limit = quantizer.settings.calibration_utterances
-        # Fresh modules are in training mode: batch norm would learn.
-        modes = {module: module.training for module in root.modules()}
-        root.eval()
-        try:
+        with evaluating(root.values()):
             for _, batch in zip(range(limit), batches):
-                forward(root, batch)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+                (forward or _call_only)(root, batch)
 
     return calibrate
+
+
+def _call_only(root, batch):
+    """Call the only module: on the parts of a batch, if it has several."""
+    module = next(iter(root.values()))
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    first = next(chain(module.parameters(), module.buffers()), None)
+    if first is not None:
+        parts = recursive_to(parts, first.device)
+    return module(*parts)
+
+
+class ExecutionLog:
+    """Says how many layers run in int8, as soon as that is known.
+
+    Compiling happens at the first call, in the script's hands: nobody asks
+    for the runtime's report afterwards, and nobody closes the model. So each
+    time that something was compiled a line is logged and ``report.json`` is
+    written; what the hooks have not seen is logged when Python exits.
+
+    Arguments
+    ---------
+    acceleration : Acceleration
+        The model, installed on its runtime.
+    report : Report
+        Gets the runtime's report.
+    folder : Path, optional
+        Where the report is written.
+    """
+
+    def __init__(
+        self, acceleration: Acceleration, report: Report, folder: Optional[Path]
+    ):
+        self.acceleration, self.report = acceleration, report
+        self.folder = folder
+        self._logged = 0
+        for module in acceleration.root.values():
+            module.register_forward_pre_hook(_require_cpu)
+            module.register_forward_hook(lambda *_: self.update())
+        # A finished script needs the last word, a dropped model does not.
+        this = weakref.ref(self)
+        atexit.register(lambda: this() and this().update())
+
+    def update(self) -> None:
+        """Log how the layers run, if something was compiled since."""
+        compiled = sum(len(unit.reports) for unit in self.acceleration.units)
+        if compiled == self._logged:
+            return
+        self._logged = compiled
+        self.report.runtime = self.acceleration.report()
+        logger.info("%s", "\n".join(self.report.runtime.lines()))
+        if self.folder is not None:
+            self.report.save(self.folder)
+
+
+def _require_cpu(module: nn.Module, _) -> None:
+    """Notice that the script has moved the model to an accelerator."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    if first is not None and first.device.type != "cpu":
+        require_cpu(module)

@@ -1,29 +1,24 @@
 """`PostTrainingQuantizer`: the block that a user adds to a recipe."""
 
 import dataclasses
-import time
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
-import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
-from tqdm import tqdm
 
-from speechbrain_stablequant import distributed
 from speechbrain_stablequant.brain import (
-    BatchSample,
     BrainEvaluator,
     attach,
     find_metrics,
-    preserved,
-    validation_loader,
-    validation_stage,
 )
 from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
-from speechbrain_stablequant.guard import guarded, noted_start, result_paths
+from speechbrain_stablequant.guard import guarded, noted_start, test_name
+from speechbrain_stablequant.kept_weights import checkpoint_keys, kept_weights
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.meter import measured_pass
 from speechbrain_stablequant.pipeline import Planned, make_plan
@@ -37,6 +32,15 @@ from speechbrain_stablequant.runtime import (
 )
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings, parse_bits
+from speechbrain_stablequant.validation import (
+    BatchSample,
+    calibrate,
+    preserved,
+    timed,
+    validate,
+    validation_loader,
+    validation_stage,
+)
 
 __all__ = ["PostTrainingQuantizer"]
 
@@ -91,6 +95,11 @@ class PostTrainingQuantizer:
     allow_float : list of str
         Layers (``*`` wildcards) that the runtime may run in float although
         the plan quantizes them; any other is an error.
+    min_key, max_key : str, optional
+        With ``when: fit``: quantize the checkpoint whose value of this key is
+        the lowest (highest), as in ``evaluate``. By default the key by which
+        the recipe keeps its checkpoints, if that is one; else the weights
+        stay as training has left them.
     **knobs : dict
         See `speechbrain_stablequant.settings.Settings`.
 
@@ -99,22 +108,6 @@ class PostTrainingQuantizer:
     KnobError
         For an unknown knob or a value out of range, when the YAML is loaded.
     """
-
-    _own = (
-        "checkpointer",
-        "pretrainer",
-        "modules",
-        "evaluate_float",
-        "when",
-        "output_folder",
-        "suffix",
-        "calibration_batches",
-        "calibration_forward",
-        "runtime",
-        "runtime_threads",
-        "runtime_precision",
-        "allow_float",
-    )
 
     def __init__(
         self,
@@ -131,11 +124,13 @@ class PostTrainingQuantizer:
         runtime_threads: Optional[int] = None,
         runtime_precision: str = "auto",
         allow_float: Union[str, list] = (),
+        min_key: Optional[str] = None,
+        max_key: Optional[str] = None,
         **knobs: Any,
     ):
         if pretrainer is not None and knobs.get("plan") is None:
             knobs.setdefault("method", "uniform")  # there is no metric
-        _check_names(knobs, self._own)
+        _check_names(knobs)
         self.settings = Settings.from_knobs(knobs, "ptq")
         if when not in ("evaluate", "fit"):
             raise KnobError(
@@ -151,6 +146,9 @@ class PostTrainingQuantizer:
         self.backend = make_backend(
             runtime, runtime_threads, runtime_precision, allow_float
         )
+        self.keys = checkpoint_keys(min_key, max_key, when)
+        self.weights: Optional[dict] = None
+        self.execution: Any = None
         self._data: tuple = (None, {})
         self._planned: Optional[tuple[str, Planned]] = None
         self._statistics: dict = {}
@@ -185,17 +183,44 @@ class PostTrainingQuantizer:
         """Remember the recipe's validation data for calibration."""
         self._data = (valid_set, dict(loader_kwargs))
 
-    def after_fit(self, brain) -> None:
-        """Quantize at the end of ``fit``, for recipes without ``evaluate``."""
+    def after_fit(self, brain, keys: Iterable[tuple[str, str]] = ()) -> None:
+        """Quantize at the end of ``fit``, for recipes without ``evaluate``.
+
+        Arguments
+        ---------
+        brain : speechbrain.Brain
+            The Brain.
+        keys : iterable
+            By what the recipe keeps checkpoints, see
+            `speechbrain_stablequant.kept_weights`.
+        """
         if self.when != "fit":
             return
-        # With --test_only nothing is loaded yet; else the weights are trained.
-        if brain.test_only and brain.checkpointer is not None:
-            brain.checkpointer.recover_if_possible()
-        with preserved(brain), Conversion(self._root(brain)) as conversion:
-            planned = self._plan(brain, conversion)
-            conversion.apply_plan(planned.plan)
-            self._finish(brain, conversion, planned, None)
+        folder = self._folder(brain)
+        with kept_weights(brain, self.keys, keys, folder) as self.weights:
+            if self._data[0] is not None:
+                self._validate(brain)
+                return
+            with preserved(brain), Conversion(self._root(brain)) as conversion:
+                planned = self._plan(brain, conversion)
+                conversion.apply_plan(planned.plan)
+                self._finish(brain, conversion, planned, None)
+
+    def _validate(self, brain) -> None:
+        """Score on the whole validation set, in float and quantized."""
+        loader = validation_loader(brain, *self._data)
+        seed, progress = self.settings.seed, self._progress(brain)
+        result, start = TestResult("validation"), {}
+
+        def run() -> float:
+            return validate(brain, loader, seed, progress)
+
+        if self.backend is not None:
+            require_cpu(self._root(brain))
+        if self.evaluate_float:
+            with preserved(brain), self._guarded(brain):
+                start = self._run_float(brain, run, result)
+        self.evaluate_quantized(brain, run, result, start)
 
     def evaluate(self, brain, run: Callable[[], float], keys: dict) -> float:
         """Run the float test pass, then the quantized one.
@@ -217,17 +242,22 @@ class PostTrainingQuantizer:
         """
         if self.backend is not None:
             require_cpu(self._root(brain))  # before the float pass is spent
-        result = TestResult(self._test_name(brain))
+        used = set() if self.report is None else set(self.report.names())
+        result, start = TestResult(test_name(brain, used)), {}
         if self.evaluate_float:
-            with noted_start(brain) as start, measured_pass(brain) as measure:
-                result.float_loss, result.float_seconds = _timed(run)
-            result.float_measure = measure
-            result.float_metrics = find_metrics(brain)
+            start = self._run_float(brain, run, result)
         else:
-            start = {}
             brain.on_evaluate_start(**keys)
         self.evaluate_quantized(brain, run, result, start)
         return result.loss if result.float_loss is None else result.float_loss
+
+    def _run_float(self, brain, run, result: TestResult) -> dict:
+        """Score the float model; return what the pass started from."""
+        with noted_start(brain) as start, measured_pass(brain) as measure:
+            result.float_loss, result.float_seconds = timed(run)
+        result.float_measure = measure
+        result.float_metrics = find_metrics(brain)
+        return start
 
     def evaluate_quantized(
         self, brain, run, result: TestResult, start: Optional[dict] = None
@@ -257,7 +287,7 @@ class PostTrainingQuantizer:
                     logger.info("Quantized test pass (%s)", self.label)
                     brain.step = start.get("step", brain.step)
                     with measured_pass(brain) as measure:
-                        result.loss, result.seconds = _timed(run)
+                        result.loss, result.seconds = timed(run)
                     result.measure_quantized(measure, runtime)
                     result.metrics = find_metrics(brain)
             except ExecutionError:
@@ -277,25 +307,13 @@ class PostTrainingQuantizer:
             modules = {name: find_module(brain, name) for name in modules}
         return roof(modules)
 
+    def _progress(self, brain) -> bool:
+        return if_main_process() and not brain.noprogressbar
+
     def _folder(self, brain) -> Path:
         if self.output_folder is not None:
             return Path(self.output_folder)
         return Path(getattr(brain.hparams, "output_folder", "results")) / "ptq"
-
-    def _test_name(self, brain) -> str:
-        """Name the test set after the file that the recipe scores into."""
-        folder = Path(getattr(brain.hparams, "output_folder", "."))
-        stems = {
-            key: path.stem for key, path in result_paths(brain, folder).items()
-        }
-        used = set() if self.report is None else set(self.report.names())
-        for key in sorted(stems, key=lambda k: ("wer" not in k, k)):
-            name = stems[key]
-            for prefix in ("wer_", "cer_"):
-                name = name[len(prefix) :] if name.startswith(prefix) else name
-            if name not in used:
-                return name
-        return f"test {len(used) + 1}"
 
     def _plan(self, brain, conversion: Conversion) -> Planned:
         """Return the plan for the weights as they are now."""
@@ -317,13 +335,14 @@ class PostTrainingQuantizer:
         self._planned = (digest, planned)
         self._statistics = {digest: planned.statistics}
         self.report = Report(self.label, planned)
+        self.report.weights = self.weights
         return planned
 
     def _search(self, brain, conversion: Conversion, digest: str) -> Planned:
         """Calibrate and search on the recipe's validation data."""
         settings, folder = self.settings, self._folder(brain)
         loader = validation_loader(brain, *self._data)
-        progress = if_main_process() and not brain.noprogressbar
+        progress = self._progress(brain)
         seen, scored = (
             BatchSample(loader, count, settings.seed)
             for count in (
@@ -336,7 +355,7 @@ class PostTrainingQuantizer:
             return make_plan(
                 conversion,
                 settings,
-                lambda: _calibrate(brain, seen, progress),
+                lambda: calibrate(brain, seen, progress),
                 BrainEvaluator(brain, scored, settings.objective),
                 folder,
                 progress,
@@ -365,45 +384,13 @@ class PostTrainingQuantizer:
         if result is not None:
             report.add(result, self.settings.seed)
         report.save(folder)
-        _log(brain, report.table())
+        report.announce(getattr(brain.hparams, "train_logger", None))
 
 
-def _check_names(knobs: dict, own) -> None:
+def _check_names(knobs: dict) -> None:
     """Refuse unknown knobs, pointing to the nearest of all there are."""
+    own = [*inspect.signature(PostTrainingQuantizer).parameters][:-1]
     known = [*own, *(f.name for f in dataclasses.fields(Settings))]
     for key in knobs:
         if key not in known:
             raise KnobError(f"ptq has no knob '{key}'." + nearest(key, known))
-
-
-def _calibrate(brain, sample: BatchSample, progress: bool) -> None:
-    """Run this rank's share of the calibration batches."""
-    mine = range(distributed.rank(), len(sample), distributed.world_size())
-    batches = tqdm(
-        sample.load(mine),
-        total=len(mine),
-        desc="Calibration",
-        unit="batch",
-        dynamic_ncols=True,
-        disable=not progress,
-    )
-    for _, batch in batches:
-        with brain.evaluation_ctx:  # the precision that tests run in
-            brain.compute_forward(batch, sb.Stage.VALID)
-
-
-def _timed(run: Callable[[], float]) -> tuple[float, float]:
-    start = time.perf_counter()
-    loss = run()
-    return float(loss), time.perf_counter() - start
-
-
-def _log(brain, table: str) -> None:
-    """Show the table on the terminal and add it to ``train_log.txt``."""
-    logger.info("Post-training quantization\n%s", table)
-    path = getattr(
-        getattr(brain.hparams, "train_logger", None), "save_file", None
-    )
-    if path is not None:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(table + "\n")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from speechbrain.utils.logger import get_logger
+
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.meter import PassMeasure
 from speechbrain_stablequant.pipeline import Planned
@@ -15,6 +17,8 @@ from speechbrain_stablequant.runtime import RuntimeReport
 from speechbrain_stablequant.scoring import Item, Metric
 
 __all__ = ["Report", "TestResult"]
+
+logger = get_logger(__name__)
 
 Metrics = dict[str, tuple[Metric, list[Item]]]
 
@@ -105,6 +109,12 @@ class Report:
         A few words for the plan.
     planned : Planned
         The plan with its coverage and search report.
+
+    Attributes
+    ----------
+    weights : dict, optional
+        Which checkpoint was quantized, where the recipe did not choose it:
+        see `speechbrain_stablequant.kept_weights`.
     """
 
     def __init__(self, label: str, planned: Planned):
@@ -112,6 +122,7 @@ class Report:
         self.files: Optional[list[dict]] = None
         self.tests: list[dict] = []
         self.runtime: Optional[RuntimeReport] = None
+        self.weights: Optional[dict] = None
 
     def names(self) -> list[str]:
         """Return the names of the test sets so far."""
@@ -136,6 +147,8 @@ class Report:
             "search": planned.search,
             "clipping": self._clipping(),
             "unreached_layers": planned.unreached,
+            "weights": self.weights,
+            "runtime": _plain(self.runtime),
             "environment": environment(),
         }
 
@@ -176,9 +189,21 @@ class Report:
         lines += self._remarks()
         return "\n".join(lines)
 
+    def announce(self, train_logger=None) -> None:
+        """Log the table, and add it to the file of the train logger."""
+        table = self.table()
+        logger.info("Post-training quantization\n%s", table)
+        path = getattr(train_logger, "save_file", None)
+        if path is not None:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(table + "\n")
+
     def _remarks(self) -> list[str]:
         planned = self.planned
-        lines = [f"weights quantized: {planned.coverage.fraction:.1%} of bytes"]
+        lines = [] if self.weights is None else [_weights_line(self.weights)]
+        lines += [
+            f"weights quantized: {planned.coverage.fraction:.1%} of bytes"
+        ]
         rest = [r for r in planned.coverage.rows if r.is_weight]
         rest = [r for r in rest if r.status != "quantized"]
         for row in sorted(rest, key=lambda r: -r.num_bytes)[:5]:
@@ -261,6 +286,16 @@ def _size_row(file: dict):
         megabytes(file["num_bytes"]),
         f"{ratio:.1%} of the bytes",
     )
+
+
+def _weights_line(weights: dict) -> str:
+    """Say which weights were quantized, where the recipe does not choose."""
+    if weights["checkpoint"] is None:
+        return "quantized: the weights that fit left"
+    line = f"quantized: {weights['checkpoint']}"
+    if weights["key"] is not None:
+        line += f", {weights['choice']} {weights['key']} ({weights['value']:g})"
+    return line
 
 
 def _search_lines(search: dict) -> list[str]:

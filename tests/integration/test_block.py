@@ -232,41 +232,6 @@ def test_without_validation_data_it_says_so(experiment):
         toy.evaluate(brain, hparams, data, "test-clean")
 
 
-def test_when_fit(float_run, experiment):
-    """Recipes that never call ``evaluate`` are quantized by ``fit``."""
-    plain, _, _ = float_run
-    brain, _ = toy.run(toy.load(experiment, "ptq: {when: fit}"), tests=())
-    found = folders.report(experiment)
-    assert found["tests"] == []
-    assert found["search"]["joint"]["metric"] == "WER"
-    assert (experiment / "ptq" / "checkpoint" / "wav2vec2.ckpt").is_file()
-    assert folders.saved(experiment) == folders.saved(plain)
-    assert brain.hparams.ptq.report.table().startswith("PTQ W8A8")
-
-
-def test_when_fit_keeps_the_last_weights(trained, tmp_path):
-    """``fit`` leaves the Brain where training has left it."""
-    brains = []
-    for name, block in (("plain", ""), ("ptq", toy.BLOCK)):
-        folder = copy_experiment(trained, tmp_path / name)
-        overrides = "number_of_epochs: 21\n"
-        if block:
-            overrides += "ptq: {when: fit, method: uniform}"
-        hparams = toy.load(folder, overrides, block)
-        brains.append(toy.run(hparams, WorseAtTheEnd, tests=())[0])
-    plain, ptq = (folders.Snapshot(b.modules).values for b in brains)
-    assert all((plain[name] == ptq[name]).all() for name in plain)
-    assert folders.saved(tmp_path / "ptq") == folders.saved(tmp_path / "plain")
-
-
-class WorseAtTheEnd(toy.ToyASR):
-    """Keeps its best epoch only, and that is not the last one."""
-
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        if stage != toy.sb.Stage.VALID:
-            super().on_stage_end(stage, stage_loss, epoch)
-
-
 @pytest.mark.parametrize(
     ("objective", "metric"),
     [("auto", "WER"), ("loss", "loss"), ("CER", "CER"), ("cer_metric", "CER")],
