@@ -7,7 +7,7 @@ https://arxiv.org/abs/2407.08991), for any model, width and metric.
 """
 
 import dataclasses
-import math
+import statistics
 from dataclasses import dataclass
 from typing import Optional
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _ENTRY = 100  # bytes of a tensor's entry in the header of a file, about
-_WORTH_FLOAT_INPUTS = 0.5  # of the distance must go for inputs to stay float
+_WORTH_FLOAT_INPUTS = 4.0  # times what float inputs gain in most layers
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,11 @@ def measure_layers(
         distance = runner.distance(_key(option), indices)
         return dataclasses.replace(option, distance=distance, change=change)
 
-    return {
+    found = {
         name: _sensible(context, sizes, [measured(o) for o in choices])
         for name, choices in options.items()
     }
+    return _without_idle_float_inputs(found)
 
 
 def _options(context, sizes, name: str) -> list[LayerOption]:
@@ -197,7 +198,7 @@ def _key(option: LayerOption) -> str:
 
 
 def _sensible(context, sizes, choices) -> list[LayerOption]:
-    """Leave out options that nothing speaks for."""
+    """Return the options, or the usual one where nothing can be measured."""
     name = choices[0].layer
     quantized = [o for o in choices if o.plan is not None]
     if quantized and all(o.distance == 0 for o in quantized):
@@ -205,23 +206,49 @@ def _sensible(context, sizes, choices) -> list[LayerOption]:
         weights, activations = widths = context.settings.layer_widths(name)
         bits = f"W{weights}" + (f"A{activations}" if activations != 32 else "")
         return [_option(context, sizes, name, bits, widths)]
-    by_weight = {}
-    for option in quantized:
-        if option.plan.inputs:
-            by_weight[option.plan.weight] = option
-    return [o for o in choices if not _beaten(o, by_weight)]
+    return choices
 
 
-def _beaten(option: LayerOption, integer_inputs) -> bool:
-    """Whether float inputs gain too little over integer ones."""
+def _without_idle_float_inputs(options):
+    """Leave float inputs only to layers that gain unusually much by them.
+
+    They cost no bytes but the integer kernel, so that a budget of bytes alone
+    would always prefer them.
+    """
+    gains = {
+        (name, option.bits): _gain(option, choices)
+        for name, choices in options.items()
+        for option in choices
+    }
+    known = [gain for gain in gains.values() if gain is not None]
+    limit = _WORTH_FLOAT_INPUTS * statistics.median(known) if known else 0.0
+    return {
+        name: [
+            option
+            for option in choices
+            if gains[name, option.bits] is None
+            or gains[name, option.bits] > limit
+        ]
+        for name, choices in options.items()
+    }
+
+
+def _gain(option: LayerOption, choices) -> Optional[float]:
+    """Return what float inputs gain over integer ones of the same weights.
+
+    None where they are not the question: float weights, integer inputs, or no
+    candidate to compare with.
+    """
     if option.plan is None or option.plan.inputs:
-        return False
-    other = integer_inputs.get(option.plan.weight)
-    return (
-        other is not None
-        and math.isfinite(option.distance)
-        and option.distance > _WORTH_FLOAT_INPUTS * other.distance
+        return None
+    gains = (
+        other.distance - option.distance
+        for other in choices
+        if other.plan is not None
+        and other.plan.inputs
+        and other.plan.weight == option.plan.weight
     )
+    return next(gains, None)
 
 
 def sensitivity_rows(
