@@ -1,6 +1,20 @@
 """Speaker verification: trials, equal error rate, minDCF, their intervals."""
 
+from speechbrain_stablequant.verification.backend import CosineBackend
+from speechbrain_stablequant.verification.metric import (
+    RateInterval,
+    VerificationMetric,
+)
 from speechbrain_stablequant.verification.rates import eer, min_dcf
 from speechbrain_stablequant.verification.stats import VerificationStats
+from speechbrain_stablequant.verification.trials import Trials
 
-__all__ = ["VerificationStats", "eer", "min_dcf"]
+__all__ = [
+    "CosineBackend",
+    "RateInterval",
+    "Trials",
+    "VerificationMetric",
+    "VerificationStats",
+    "eer",
+    "min_dcf",
+]
