@@ -13,7 +13,7 @@ from speechbrain_stablequant.layers import (
     unsupported_reason,
 )
 from speechbrain_stablequant.packing import packed_num_bytes
-from speechbrain_stablequant.plan import LayerPlan
+from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.settings import Settings
 
 __all__ = ["Coverage", "ParameterCoverage", "cover"]
@@ -123,7 +123,7 @@ class Coverage:
 
 def cover(
     conversion: Conversion,
-    layers: Mapping[str, LayerPlan],
+    plan: QuantizationPlan,
     settings: Settings,
     notes: Optional[Mapping[str, str]] = None,
 ) -> Coverage:
@@ -133,8 +133,9 @@ def cover(
     ---------
     conversion : Conversion
         The prepared model, all layers in float.
-    layers : dict
-        `LayerPlan` by layer name.
+    plan : QuantizationPlan
+        What is quantized; layers that it left in float by choice count as
+        requested.
     settings : Settings
         For what the user asked to keep.
     notes : dict, optional
@@ -151,26 +152,28 @@ def cover(
         for short, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            row = _row(root, name, short, parameter, layers, settings, notes)
+            row = _row(root, name, short, parameter, plan, settings, notes)
             known = rows.get(id(parameter))
             if known is None or row.status == QUANTIZED != known.status:
                 rows[id(parameter)] = row
     return Coverage(list(rows.values()))
 
 
-def _row(root, name, short, parameter, layers, settings, notes):
+def _row(root, name, short, parameter, plan, settings, notes):
     module = root.get_submodule(name)
     full = f"{name}.{short}" if name else short
     num_bytes = parameter.numel() * parameter.element_size()
     cls = quantized_class(module)
     ours = cls is not None and short in cls.quantizable_weights(module)
     after, by_request = num_bytes, False
-    if ours and name in layers:
-        status, plan = QUANTIZED, layers[name]
+    if ours and name in plan.layers:
+        status, layer = QUANTIZED, plan.layers[name]
         after = packed_num_bytes(
-            cls.to_rows(module, short, parameter).shape, plan.weight
+            cls.to_rows(module, short, parameter).shape, layer.weight
         )
-        detail = _describe(plan, (notes or {}).get(name))
+        detail = _describe(layer, (notes or {}).get(name))
+    elif ours and name in plan.settings.get("float_layers", ()):
+        status, detail, by_request = KEPT, "32 bits, by the search", True
     elif ours:
         status, detail, by_request = _why_left_out(name, root, settings)
     elif not _is_weight(module, parameter):

@@ -124,10 +124,12 @@ def make_plan(
     finally:
         context.journal.close()
     plan = QuantizationPlan(
-        result.plan.layers, settings.method, settings.search_identity()
+        result.plan.layers,
+        settings.method,
+        {**settings.search_identity(), **result.plan.settings},
     )
     notes = dict.fromkeys(unreached, "calibration never reached it")
-    coverage = cover(conversion, plan.layers, settings, notes)
+    coverage = cover(conversion, plan, settings, notes)
     return Planned(plan, coverage, result.report, unreached, statistics)
 
 
@@ -145,7 +147,7 @@ def given_plan(
     """
     for name, layer in plan.layers.items():
         conversion.set(name, layer)
-    coverage = cover(conversion, plan.layers, settings)
+    coverage = cover(conversion, plan, settings)
     coverage.check(settings.min_coverage)
     return Planned(plan, coverage)
 
@@ -179,7 +181,7 @@ def _coverage(conversion, layers, settings) -> Coverage:
         name: LayerPlan(settings.weight_scheme(settings.layer_widths(name)[0]))
         for name, _, _ in layers
     }
-    return cover(conversion, planned, settings)
+    return cover(conversion, QuantizationPlan(planned), settings)
 
 
 def _statistics(conversion, layers, settings, calibrate) -> Statistics:
