@@ -61,11 +61,9 @@ class RateInterval:
         return {**row, "confidence": self.confidence}
 
     def __str__(self) -> str:
-        digits = 4 if self.value < 0.1 else 2
-        text = f"{self.value:.{digits}f}"
         if math.isnan(self.low):
-            return text
-        return f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+            return f"{self.value:.2f}"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,9 @@ class VerificationMetric(Metric):
     name : str
         Shown in tables.
     factor : float
-        100 for the EER, in percent; 1 for the minDCF, which stays as the
-        toolkit computes it (at most 0.01 with its costs; its script logs
-        this times 100).
+        100 for the EER, in percent. 100 for the minDCF too, as the toolkit's
+        script logs it: with the usual costs and prior that is the cost
+        relative to a system that rejects everything.
     unit : str
         Unit of a difference.
     backend : CosineBackend
@@ -136,11 +134,10 @@ class VerificationMetric(Metric):
         VerificationMetric
             The metric.
         """
-        percent = rate == "EER"
         return cls(
             name=rate,
-            factor=100.0 if percent else 1.0,
-            unit="points" if percent else "",
+            factor=100.0,
+            unit="points" if rate == "EER" else "",
             backend=backend,
             rate=rate,
         )
@@ -156,7 +153,8 @@ class VerificationMetric(Metric):
         Returns
         -------
         float
-            nan when no trial of one speaker, or none of two, is complete.
+            nan when no trial of one speaker, or none of two, is complete, or
+            an embedding is not finite.
         """
         return self._value(*self._sorted(items)[1:])
 
@@ -254,6 +252,8 @@ class VerificationMetric(Metric):
         if not pairs.comparable:
             return keys, pairs, None
         embeddings = _decode(keys, [vectors[key] for key in keys])
+        if not np.isfinite(embeddings).all():
+            return keys, pairs, None  # a candidate of a search went wrong
         pairs, scores = self.backend.score(keys, embeddings)
         return keys, pairs, SortedTrials(scores, pairs.target)
 
@@ -265,7 +265,7 @@ class VerificationMetric(Metric):
     def _resampled(self, pairs, systems, samples, seed) -> np.ndarray:
         """Return the rates of each system in each draw of speakers."""
         rates = np.full((len(systems), samples), np.nan)
-        if pairs.speakers < 2 or systems[0] is None:
+        if pairs.speakers < 2 or any(s is None for s in systems):
             return rates
         count = pairs.speakers
         drawn = np.random.default_rng(seed).multinomial(

@@ -148,9 +148,9 @@ class VerificationStats(MetricStats):
         Returns
         -------
         float or dict
-            ``EER`` in percent with its ``threshold``; ``minDCF`` as the
-            toolkit computes it (its script logs this times 100); how many
-            ``trials`` were complete; with normalization how many utterances
+            ``EER`` in percent with its ``threshold``; ``minDCF`` times
+            100, as the toolkit's script logs it; how many ``trials`` were
+            complete; with normalization how many utterances
             of the ``cohort`` were there.
 
         Raises
@@ -166,7 +166,7 @@ class VerificationStats(MetricStats):
         self.ids = [" ".join(names) for names in self._names(pairs)]
         self.summary = {
             "EER": 100 * rate,
-            "minDCF": min_dcf(positive, negative)[0],
+            "minDCF": 100 * min_dcf(positive, negative)[0],
             "threshold": threshold,
             "trials": len(scores),
         }
@@ -235,7 +235,7 @@ class VerificationStats(MetricStats):
         message = (
             f"EER (%): {summary['EER']:.4f} "
             f"at a threshold of {summary['threshold']:.6f}\n"
-            f"minDCF: {summary['minDCF']:.6f}\n"
+            f"minDCF: {summary['minDCF']:.4f}\n"
             f"Trials: {summary['trials']} of {len(self.backend.trials)}\n"
         )
         if self.score_norm:

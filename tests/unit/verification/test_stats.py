@@ -48,7 +48,9 @@ def test_the_summary_is_the_toolkits(tmp_path):
     assert isinstance(stats, MetricStats)
     assert summary["EER"] == pytest.approx(100 * rate)
     assert summary["threshold"] == pytest.approx(threshold, abs=1e-5)
-    assert summary["minDCF"] == pytest.approx(minDCF(positive, negative)[0])
+    assert summary["minDCF"] == pytest.approx(
+        100 * minDCF(positive, negative)[0]
+    )
     assert summary["trials"] == len(trials) == len(stats.scores)
     assert stats.ids[0] == "s000/x/0 s000/x/1"
     assert stats.summarize("EER") == summary["EER"]
@@ -118,7 +120,7 @@ def test_metrics_for_a_search_come_batch_by_batch():
     # 'q/1' is in no trial
     assert [item.key for item in joined] == ["a/1"]
     assert metric == whole["EER"][0]
-    assert (metric.factor, whole["minDCF"][0].factor) == (100, 1)
+    assert (metric.factor, whole["minDCF"][0].factor) == (100, 100)
 
 
 def test_the_cohort_is_among_the_items():
