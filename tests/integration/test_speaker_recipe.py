@@ -1,9 +1,12 @@
 """The speaker recipe from end to end, on a few speakers."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from speechbrain.dataio.audio_io import info
 from speechbrain.inference.speaker import SpeakerRecognition
@@ -299,3 +302,47 @@ def test_again_under_a_budget(voxceleb, experiment, tmp_path):
     assert file["num_bytes"] < 0.28 * file["float_num_bytes"]
     plan = QuantizationPlan.load(out / "ptq" / "plan.json")
     assert len({layer.weight.bits for layer in plan.layers.values()}) > 1
+
+
+def noises(path):
+    """Write an archive like those that are downloaded."""
+    wav = path.with_suffix(".wav")
+    noise = np.random.default_rng(0).standard_normal(16000)
+    soundfile.write(wav, 0.1 * noise, 16000)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(wav, f"{path.stem}/{wav.name}")
+    return path
+
+
+def test_full_recipe(voxceleb, tmp_path):
+    """The YAML for VoxCeleb itself, with archives that are on disk."""
+    out = tmp_path / "out"
+    yaml = RECIPE / "hparams" / "train_ecapa_tdnn_1024.yaml"
+    trials = tmp_path / "trials.txt"
+    run_recipe(
+        RECIPE,
+        "train_speaker_embeddings.py",
+        yaml,
+        data_folder=voxceleb,
+        data_folder_noise=tmp_path / "noise",
+        data_folder_rir=tmp_path / "rir",
+        output_folder=out,
+        NOISE_DATASET_URL=noises(tmp_path / "noise.zip"),
+        RIR_DATASET_URL=noises(tmp_path / "rir.zip"),
+        verification_url=voxceleb / "veri_test.txt",
+        verification_file=trials,
+        num_speakers=TRAINING + DEV,
+        dev_speakers=DEV,
+        dev_prefix='""',
+        prepare_data="{dev_min_utterances: 4}",
+        number_of_epochs=1,
+        batch_size=4,
+        num_workers=0,
+        channels=CHANNELS,
+        ptq="null",
+    )
+    assert trials.read_text() == (voxceleb / "veri_test.txt").read_text()
+    assert (out / "scores.txt").is_file()
+    assert not (out / "ptq").exists()
+    log = (out / "train_log.txt").read_text()
+    assert log.count("test EER") == 1

@@ -21,9 +21,15 @@ TRAINING = [
     for p in RECIPES
     if p.name != "inference.yaml" and not p.name.startswith("verification_")
 ]
-CHECKPOINTER = """
+# What a block may refer to in the recipe that it is appended to
+RECIPE = """
+output_folder: {folder}
+train_data: {folder}/train.csv
+compute_features: !new:speechbrain.lobes.features.Fbank
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
 checkpointer: !new:speechbrain.utils.checkpoints.Checkpointer
    checkpoints_dir: {folder}
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 
 
@@ -32,7 +38,7 @@ def name(path):
 
 
 def load_block(path, folder, overrides=None):
-    text = CHECKPOINTER.format(folder=folder) + path.read_text()
+    text = RECIPE.format(folder=folder) + path.read_text()
     return load_hyperpyyaml(text, overrides)["ptq"]
 
 
@@ -97,7 +103,7 @@ def test_block_of_recipe_loads(path, tmp_path):
     """With all knobs of the block where they can be set flatly."""
     _, marker, block = path.read_text().partition("# Quantization #")
     assert marker, "the section of quantization is missing"
-    text = CHECKPOINTER.format(folder=tmp_path) + block.partition("\n")[2]
+    text = RECIPE.format(folder=tmp_path) + block.partition("\n")[2]
     assert isinstance(load_hyperpyyaml(text)["ptq"], PostTrainingQuantizer)
 
 

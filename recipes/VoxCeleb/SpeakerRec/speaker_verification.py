@@ -39,7 +39,6 @@ WEIGHTS = "embedding_model.ckpt"
 def load_model(hparams, run_opts):
     """Loads a model with ``from_hparams``, from wherever it is."""
     source, folder = hparams["source"], Path(hparams["source"])
-    run_opts = {"device": run_opts.get("device", "cpu")}
     if not folder.is_dir():
         if source.count("/") != 1 and "://" not in source:
             raise FileNotFoundError(
@@ -123,7 +122,7 @@ def draw_cohort(hparams):
     return {utt: rows[utt]["wav"] for utt in chosen}
 
 
-def verify(hparams, model):
+def verify(hparams, model, progress=True):
     """Embeds trials and cohort; returns the metric, filled with them."""
     root = Path(hparams["data_folder"]) / "wav"
     trials = hparams["verification_file"]
@@ -137,7 +136,9 @@ def verify(hparams, model):
     )
     wavs = {**cohort, **{utt: root / utt for utt in test}}
     loader = dataio_prep(wavs, hparams)
-    for batch in tqdm(loader, desc="Embeddings", dynamic_ncols=True):
+    for batch in tqdm(
+        loader, desc="Embeddings", dynamic_ncols=True, disable=not progress
+    ):
         with torch.no_grad():
             stats.append(batch.id, model.encode_batch(*batch.sig))
     return stats
@@ -159,7 +160,7 @@ if __name__ == "__main__":
     model = load_model(hparams, run_opts)
     if hparams["runtime"] != "reference":
         accelerate(model, hparams["runtime"], hparams["runtime_threads"])
-    stats = verify(hparams, model)
+    stats = verify(hparams, model, not run_opts.noprogressbar)
 
     FileTrainLogger(hparams["log_file"]).log_stats(
         stats_meta={"source": hparams["source"]}, test_stats=stats.summarize()
