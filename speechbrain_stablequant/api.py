@@ -1,5 +1,6 @@
 """`quantize`: everything without a recipe, for any ``torch.nn.Module``."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,11 @@ from speechbrain_stablequant.errors import CalibrationError
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.pipeline import make_plan
 from speechbrain_stablequant.plan import QuantizationPlan
-from speechbrain_stablequant.scoring import ScoreEvaluator
+from speechbrain_stablequant.scoring import (
+    DistanceEvaluator,
+    Evaluator,
+    ScoreEvaluator,
+)
 from speechbrain_stablequant.settings import Settings
 
 __all__ = ["QuantizationResult", "quantize"]
@@ -69,8 +74,10 @@ def quantize(
         ``forward(model, batch)``; by default ``model(batch)``.
     score : callable, optional
         ``score(model)``, a number where lower is better. Needed by
-        ``method: stablequant``; without it the default is ``uniform``.
-        ``flag_threshold`` is in the units of the score.
+        ``method: stablequant``; without it the default is ``uniform``, and
+        ``mixed_precision`` goes by the distance of the model's output on the
+        calibration data. ``flag_threshold`` and ``max_drop`` are in the units
+        of the score.
     output_folder : str or Path, optional
         Where the search keeps a journal, so that it can be resumed.
     progress : bool
@@ -110,12 +117,12 @@ def quantize(
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        evaluator = None if score is None else ScoreEvaluator(model, score)
+        batches, forward = _checked(batches, settings), forward or _call
         planned = make_plan(
             conversion,
             settings,
             _calibration(model, batches, forward, settings, progress),
-            evaluator,
+            _evaluator(model, batches, forward, score, settings),
             None if output_folder is None else Path(output_folder),
             progress,
         )
@@ -137,16 +144,39 @@ def quantize(
     )
 
 
-def _calibration(model, batches, forward, settings, progress):
-    """Return what runs the calibration batches, or None without data."""
-    if batches is None:
-        return None
+def _call(model, batch):
+    return model(batch)
+
+
+def _checked(batches, settings):
+    """Refuse a single batch; keep what a search goes through repeatedly."""
     if isinstance(batches, (torch.Tensor, str, dict)):
         raise CalibrationError(
             f"batches is a {type(batches).__name__}; give an iterable of "
             "batches, for example [batch]."
         )
-    forward = forward or (lambda model, batch: model(batch))
+    if batches is not None and settings.method == "mixed_precision":
+        limit = max(settings.calibration_utterances, settings.search_utterances)
+        return list(itertools.islice(batches, limit))
+    return batches
+
+
+def _evaluator(model, batches, forward, score, settings) -> Optional[Evaluator]:
+    """Return what a search goes by: the score, or else the output."""
+    if score is not None:
+        return ScoreEvaluator(model, score)
+    if batches is None or settings.method != "mixed_precision":
+        return None
+    return DistanceEvaluator(
+        lambda batch: forward(model, batch),
+        batches[: settings.search_utterances],
+    )
+
+
+def _calibration(model, batches, forward, settings, progress):
+    """Return what runs the calibration batches, or None without data."""
+    if batches is None:
+        return None
 
     def calibrate():
         limit = settings.calibration_utterances

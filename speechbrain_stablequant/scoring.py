@@ -8,7 +8,7 @@ metric objects.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
@@ -16,6 +16,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
 from speechbrain_stablequant.errors import StableQuantError
 
 __all__ = [
+    "DistanceEvaluator",
     "Evaluator",
     "Interval",
     "Item",
@@ -229,11 +230,12 @@ def items_of(stats: MetricStats) -> list[Item]:
 class Evaluator:
     """Scores a model batch by batch; what a search works with.
 
-    A subclass sets ``metric`` and ``num_batches`` and implements `batches`
+    A subclass sets ``metric`` (None: there is only the output to compare with
+    that of the float model) and ``num_batches`` and implements `batches`
     and `evaluate`. Batches must come out the same each time.
     """
 
-    metric: Metric
+    metric: Optional[Metric]
     num_batches: int
 
     def batches(self, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
@@ -265,3 +267,30 @@ class ScoreEvaluator(Evaluator):
     def evaluate(self, batch):
         """Return the score as one item."""
         return [Item("all", float(self.score(self.model)), 1.0)]
+
+
+class DistanceEvaluator(Evaluator):
+    """Runs data without labels: only outputs can be compared.
+
+    Arguments
+    ---------
+    run : callable
+        Called with a batch.
+    batches : iterable
+        The data.
+    """
+
+    metric = None
+
+    def __init__(self, run: Callable[[Any], Any], batches: Iterable[Any]):
+        self.run, self.data = run, list(batches)
+        self.num_batches = len(self.data)
+
+    def batches(self, indices):
+        """Yield the chosen batches with their indices."""
+        return ((index, self.data[index]) for index in indices)
+
+    def evaluate(self, batch):
+        """Run the model; there is nothing to score."""
+        self.run(batch)
+        return []

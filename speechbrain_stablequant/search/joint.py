@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Optional
 
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.scoring import Interval
@@ -18,6 +19,8 @@ from speechbrain_stablequant.search.sensitivity import LayerOption, ModelSizes
 
 __all__ = ["Joint", "JointPlans"]
 
+_SAMPLES = 1000  # of the bootstrap
+
 
 @dataclass(frozen=True)
 class Joint:
@@ -29,9 +32,9 @@ class Joint:
         Bits by layer.
     num_bytes : int
         Size of the model in a checkpoint.
-    value : float
-        The metric.
-    change : Interval
+    value : float, optional
+        The metric, if there is one.
+    change : Interval, optional
         Of the metric, from the float model.
     distance : float
         Squared distance of the output over its squared length.
@@ -39,13 +42,15 @@ class Joint:
 
     choice: Mapping[str, str]
     num_bytes: int
-    value: float
-    change: Interval
+    value: Optional[float]
+    change: Optional[Interval]
     distance: float
 
     @property
     def drop(self) -> float:
         """How much worse the metric is; infinite where it is not a number."""
+        if self.change is None:
+            return 0.0
         change = self.change.difference
         return math.inf if math.isnan(change) else change
 
@@ -121,21 +126,28 @@ class JointPlans:
 
     def _joint(self, choice, candidate, items) -> Joint:
         context = self.runner.context
-        metric = context.evaluator.metric
-        change = metric.compare(
-            items[FLOAT], items[candidate.name], seed=context.settings.seed
-        )
+        metric, mine = context.evaluator.metric, items[candidate.name]
+        value = change = None
+        if metric is not None:
+            value = metric.value(mine)
+            change = metric.compare(
+                items[FLOAT],
+                mine,
+                samples=_SAMPLES,
+                seed=context.settings.seed,
+            )
         return Joint(
             choice=dict(choice),
             num_bytes=self.num_bytes(choice),
-            value=metric.value(items[candidate.name]),
+            value=value,
             change=change,
             distance=self.runner.distance(candidate.name, self.indices),
         )
 
-    def float_value(self) -> float:
-        """Return the metric of the float model."""
-        return self.runner.context.evaluator.metric.value(self._float_items)
+    def float_value(self) -> Optional[float]:
+        """Return the metric of the float model, if there is one."""
+        metric = self.runner.context.evaluator.metric
+        return None if metric is None else metric.value(self._float_items)
 
     # -- plain data -----------------------------------------------------------
 
@@ -148,7 +160,7 @@ class JointPlans:
 
     def row(self, plan: Joint, allocator: Allocator, chosen: Joint) -> dict:
         """Return a plan as plain data."""
-        change = plan.change.to_dict()
+        change = {} if plan.change is None else plan.change.to_dict()
         return {
             "name": f"{plan.num_bytes / self.sizes.float_num_bytes:.4f}",
             "num_bytes": plan.num_bytes,
@@ -158,9 +170,9 @@ class JointPlans:
                 self.options[n][b].distance for n, b in plan.choice.items()
             ),
             "value": plan.value,
-            "change": change["change"],
-            "low": change["low"],
-            "high": change["high"],
+            "change": change.get("change"),
+            "low": change.get("low"),
+            "high": change.get("high"),
             "bits": dict(sorted(Counter(plan.choice.values()).items())),
             "measured": True,
             "efficient": self._is_efficient(plan),

@@ -26,6 +26,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.errors import CalibrationError, KnobError
 from speechbrain_stablequant.plan import QuantizationPlan
+from speechbrain_stablequant.scoring import Metric
 from speechbrain_stablequant.search.allocation import Allocator, Option
 from speechbrain_stablequant.search.context import SearchContext, SearchResult
 from speechbrain_stablequant.search.joint import Joint, JointPlans
@@ -69,13 +70,10 @@ def search_mixed_precision(context: SearchContext) -> SearchResult:
     CalibrationError
         If nothing can be measured.
     KnobError
-        If ``target_size`` is smaller than the candidates allow.
+        If ``target_size`` is smaller than the candidates allow, or a knob
+        asks for a metric where there is none.
     """
-    if context.evaluator is None:
-        raise CalibrationError(
-            "method: mixed_precision needs a metric. Give score=..., or use "
-            "method: uniform."
-        )
+    _check(context)
     start = time.perf_counter()
     search = _Search(context)
     if context.settings.max_drop is not None:
@@ -93,6 +91,26 @@ def search_mixed_precision(context: SearchContext) -> SearchResult:
     report = search.report(chosen)
     report["cost"]["seconds"] = time.perf_counter() - start
     return SearchResult(plan, report)
+
+
+def _check(context: SearchContext) -> None:
+    """Refuse what cannot be measured."""
+    settings, evaluator = context.settings, context.evaluator
+    if evaluator is None:
+        raise CalibrationError(
+            "method: mixed_precision needs data to compare outputs on. Give "
+            "batches (with a score, if there is one), or use method: uniform."
+        )
+    if evaluator.metric is None:
+        for knob, asked in (
+            ("max_drop", settings.max_drop is not None),
+            ("ranking: metric", settings.ranking == "metric"),
+        ):
+            if asked:
+                raise KnobError(
+                    f"{knob} needs a metric, and here is none: use "
+                    "target_size with ranking: distance."
+                )
 
 
 class _Search:
@@ -136,6 +154,11 @@ class _Search:
                 for name, choices in self.options.items()
             }
         )
+
+    @property
+    def _metric(self) -> Optional[Metric]:
+        """The metric; known after the first batch, if at all."""
+        return self.context.evaluator.metric
 
     @property
     def _rest(self) -> int:
@@ -212,15 +235,18 @@ class _Search:
                 "candidates the smallest plan has "
                 f"{smallest / self.sizes.float_num_bytes:.3f} of the bytes."
             )
-        costs = [
-            self._cost("distance"),
-            lambda option: math.sqrt(self._cost("distance")(option)),
-            self._cost("metric"),
-        ]
-        allocators = [self.allocator, *map(self._allocator, costs)]
+        allocators = [self.allocator]
+        if self._metric is not None:
+            costs = [
+                self._cost("distance"),
+                lambda option: math.sqrt(self._cost("distance")(option)),
+                self._cost("metric"),
+            ]
+            allocators += map(self._allocator, costs)
         choices = [a.allocate(budget) for a in allocators]
         first = self.plans.measure("Target size", choices)
-        self._repair(min(first, key=Joint.badness), limit, fill=True)
+        if self._metric is not None:
+            self._repair(min(first, key=Joint.badness), limit, fill=True)
         inside = [p for p in self.plans.measured if p.num_bytes <= limit]
         return min(inside, key=Joint.badness)
 
@@ -313,16 +339,15 @@ class _Search:
     def report(self, chosen: Joint) -> dict:
         """Return plain data about the search."""
         context, settings = self.context, self.context.settings
-        metric = context.evaluator.metric
+        metric = self._metric
         budget = {"target_size": settings.target_size}
         if settings.max_drop is not None:
             budget = {"max_drop": settings.max_drop}
-        value = self.plans.float_value()
         return {
             "method": "mixed_precision",
-            "metric": metric.name,
-            "unit": metric.unit,
-            "float": value,
+            "metric": None if metric is None else metric.name,
+            "unit": None if metric is None else metric.unit,
+            "float": self.plans.float_value(),
             "budget": budget,
             "ranking": settings.ranking,
             "candidates": [str(c) for c in settings.candidates],
@@ -330,13 +355,19 @@ class _Search:
             "sensitivity": sensitivity_rows(context.conversion, self.options),
             "front": self.plans.front(chosen, self.allocator),
             "chosen": self.plans.row(chosen, self.allocator, chosen),
-            "joint": {
-                "metric": metric.name,
-                "float": value,
-                "quantized": chosen.value,
-                **chosen.change.to_dict(),
-            },
+            "joint": self._joint(chosen),
             "cost": self.runner.total_cost(),
+        }
+
+    def _joint(self, chosen: Joint) -> Optional[dict]:
+        """Return the chosen plan's score, as other methods report it."""
+        if self._metric is None:
+            return None
+        return {
+            "metric": self._metric.name,
+            "float": self.plans.float_value(),
+            "quantized": chosen.value,
+            **chosen.change.to_dict(),
         }
 
 

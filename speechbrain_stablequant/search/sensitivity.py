@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _ENTRY = 100  # bytes of a tensor's entry in the header of a file, about
+_SAMPLES = 200  # of the bootstrap; there are many layers and widths
 _WORTH_FLOAT_INPUTS = 4.0  # times what float inputs gain in most layers
 
 
@@ -155,12 +156,14 @@ def measure_layers(
     def measured(option: LayerOption) -> LayerOption:
         if option.plan is None:
             return option
-        change = metric.compare(
-            items[FLOAT],
-            items[_key(option)],
-            samples=200,
-            seed=context.settings.seed,
-        )
+        change = None
+        if metric is not None:
+            change = metric.compare(
+                items[FLOAT],
+                items[_key(option)],
+                samples=_SAMPLES,
+                seed=context.settings.seed,
+            )
         distance = runner.distance(_key(option), indices)
         return dataclasses.replace(option, distance=distance, change=change)
 

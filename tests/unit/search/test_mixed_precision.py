@@ -184,10 +184,31 @@ def test_the_same_search_gives_the_same_plan(network):
     )
 
 
-def test_without_a_metric_nothing_can_be_searched(network):
+def test_without_a_metric_the_output_decides(network):
+    model, x, error = network
+    knobs = {"method": "mixed_precision", "progress": False}
+    batches = iter(x.split(64))
+    result = quantize(model, batches, target_size=0.25, **knobs)
+    found = result.search
+    assert found["metric"] is None
+    assert found["joint"] is None
+    assert found["chosen"]["ratio"] <= 0.25
+    inside = [row for row in found["front"] if row["ratio"] <= 0.25]
+    least = min(row["distance"] for row in inside)
+    assert found["chosen"]["distance"] == least
+    assert error(model) < 15
+
+
+def test_without_a_metric_there_is_no_drop(network):
     model, x, _ = network
-    with pytest.raises(CalibrationError, match="needs a metric"):
-        quantize(model, [x], method="mixed_precision", max_drop=1.0)
+    knobs = {"method": "mixed_precision", "progress": False}
+    with pytest.raises(KnobError, match="max_drop needs a metric"):
+        quantize(model, [x], max_drop=1.0, **knobs)
+    with pytest.raises(KnobError, match="ranking: metric needs a metric"):
+        quantize(model, [x], target_size=0.3, ranking="metric", **knobs)
+    with pytest.raises(CalibrationError, match="needs data"):
+        quantize(model, bits="W8", target_size=0.3, **knobs)
+    assert type(model[0]) is nn.Linear
 
 
 @pytest.mark.parametrize(
