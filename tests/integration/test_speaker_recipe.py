@@ -277,8 +277,9 @@ def test_score_normalization(voxceleb, experiment, recipe):
         recipe.verify({**hparams, "cohort_annotation": None}, model)
 
 
+@pytest.mark.slow
 def test_again_under_a_budget(voxceleb, experiment, tmp_path):
-    """``--test_only`` quantizes what was trained, without training again."""
+    """``--test_only`` quantizes what was trained; so does the plan it made."""
     out = tmp_path / "out"
     shutil.copytree(experiment, out, copy_function=shutil.copy2)
     before = folders.saved(out)
@@ -300,8 +301,13 @@ def test_again_under_a_budget(voxceleb, experiment, tmp_path):
     assert found["search"]["unit"] == "points"
     (file,) = found["files"]
     assert file["num_bytes"] < 0.28 * file["float_num_bytes"]
-    plan = QuantizationPlan.load(out / "ptq" / "plan.json")
+    path = out / "ptq" / "plan.json"
+    plan = QuantizationPlan.load(path)
     assert len({layer.weight.bits for layer in plan.layers.values()}) > 1
+    train(voxceleb, out, ["--test_only"], ptq=f"{{plan: {path}}}")
+    again = folders.report(out)
+    assert again["tests"][0]["metrics"] == found["tests"][0]["metrics"]
+    assert again["files"][0]["num_bytes"] == file["num_bytes"]
 
 
 def noises(path):
