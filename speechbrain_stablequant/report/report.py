@@ -12,7 +12,15 @@ from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.meter import PassMeasure
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.report.tables import align, megabytes
+from speechbrain_stablequant.report.front import front_lines, save_front
+from speechbrain_stablequant.report.tables import (
+    align,
+    cost_line,
+    decimals,
+    interval,
+    megabytes,
+    number,
+)
 from speechbrain_stablequant.runtime import RuntimeReport
 from speechbrain_stablequant.scoring import Item, Metric
 
@@ -166,13 +174,22 @@ class Report:
             for slot, plan in layer.inputs.items()
         ]
 
+    @property
+    def _has_front(self) -> bool:
+        return self.planned.search.get("method") == "mixed_precision"
+
     def save(self, folder: Path) -> Path:
-        """Write ``report.json`` and return its path."""
+        """Write ``report.json`` and return its path.
+
+        Beside it, after a mixed-precision search: see `save_front`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
         plain = _finite(self.to_dict())
         text = json.dumps(plain, indent=1, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
+        if self._has_front:
+            save_front(folder, self.planned)
         return path
 
     # -- the table ---------------------------------------------------------------
@@ -214,6 +231,8 @@ class Report:
                 "validation never reaches"
             )
         lines += _search_lines(planned.search)
+        if self._has_front:
+            lines += front_lines(planned)
         if self.runtime is not None:
             lines += self.runtime.lines()
         return lines
@@ -232,17 +251,10 @@ def _finite(value):
 
 def _test_rows(test: dict):
     for name, row in test["metrics"].items():
-        change = ""
-        if row.get("change") is not None:
-            change = f"{row['change']:+.2f}"
-            if row["low"] is not None:
-                change += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-        yield (
-            f"{test['name']} {name}",
-            _number(row["float"]),
-            _number(row["quantized"]),
-            change,
-        )
+        values = [row["float"], row["quantized"]]
+        digits = decimals(*values)
+        before, after = (number(value, digits) for value in values)
+        yield f"{test['name']} {name}", before, after, interval(row, digits)
 
 
 def _speed_rows(test: dict):
@@ -258,7 +270,7 @@ def _speed_rows(test: dict):
         old, new = (before or {}).get(key), after[key]
         if new is not None:
             ratio = f"{old / new:.2f} times faster" if old else ""
-            yield f"{name} {label}", _decimals(old), _decimals(new), ratio
+            yield f"{name} {label}", number(old, 4), number(new, 4), ratio
             break
     if after["peak_num_bytes"] is not None:
         old = (before or {}).get("peak_num_bytes")
@@ -268,14 +280,6 @@ def _speed_rows(test: dict):
             megabytes(after["peak_num_bytes"]),
             "process, float model included",
         )
-
-
-def _decimals(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _number(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _size_row(file: dict):
@@ -310,11 +314,5 @@ def _search_lines(search: dict) -> list[str]:
         rise = search["sensitivity"][unit]["change"]
         cut = search["percentiles"][unit]["chosen"]
         lines.append(f"  {unit}: {rise:+.2f} with max, cut at {cut:g} %")
-    cost = search["cost"]
-    lines.append(
-        f"search: {cost['evaluations']} evaluations, "
-        f"{cost['forward_passes']:.1f} passes over the search set, of which "
-        f"{cost['computed_passes']:.1f} were computed"
-        + (f"; {cost['resumed']} resumed" if cost["resumed"] else "")
-    )
+    lines.append(cost_line(search["cost"]))
     return lines

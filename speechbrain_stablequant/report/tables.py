@@ -1,8 +1,9 @@
 """Small helpers for tables in plain text."""
 
 from collections.abc import Sequence
+from typing import Optional
 
-__all__ = ["align", "megabytes"]
+__all__ = ["align", "cost_line", "decimals", "interval", "megabytes", "number"]
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -33,3 +34,81 @@ def megabytes(num_bytes: int) -> str:
     '1.235 MB'
     """
     return f"{num_bytes / 1e6:.3f} MB"
+
+
+def number(value: Optional[float], decimals: int = 2) -> str:
+    """Return a figure of a table, or a dash where there is none.
+
+    Example
+    -------
+    >>> number(3.2149), number(None)
+    ('3.21', '-')
+    """
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def decimals(*values: Optional[float]) -> int:
+    """Return how many decimals a metric needs: detection costs are small.
+
+    Example
+    -------
+    >>> decimals(3.21, 0.0), decimals(0.0081, 0.0079)
+    (2, 4)
+    """
+    known = [abs(v) for v in values if v is not None]
+    return 4 if known and 0 < max(known) < 0.1 else 2
+
+
+def interval(row: dict, digits: int = 2) -> str:
+    """Return the change of a metric with its confidence interval.
+
+    Arguments
+    ---------
+    row : dict
+        With ``change``, ``low`` and ``high``, any of them None.
+    digits : int
+        Decimals.
+
+    Returns
+    -------
+    str
+        Empty when the change is not known.
+
+    Example
+    -------
+    >>> interval({"change": 0.041, "low": -0.1, "high": 0.2})
+    '+0.04 [-0.10, +0.20]'
+    """
+    if row.get("change") is None:
+        return ""
+    text = f"{row['change']:+.{digits}f}"
+    if row["low"] is None:
+        return text
+    return f"{text} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+
+
+def cost_line(cost: dict) -> str:
+    """Say what a search has cost.
+
+    Example
+    -------
+    >>> cost_line(
+    ...     {
+    ...         "evaluations": 40,
+    ...         "forward_passes": 4.0,
+    ...         "computed_passes": 2.5,
+    ...         "resumed": 0,
+    ...     }
+    ... )
+    'search: 40 evaluations, 4.0 passes over the search set, of which 2.5 were computed'
+    """
+    line = (
+        f"search: {cost['evaluations']} evaluations, "
+        f"{cost['forward_passes']:.1f} passes over the search set, of which "
+        f"{cost['computed_passes']:.1f} were computed"
+    )
+    if cost.get("seconds") is not None:
+        line += f", in {cost['seconds']:.0f} s"
+    if cost["resumed"]:
+        line += f"; {cost['resumed']} resumed"
+    return line

@@ -1,0 +1,358 @@
+"""What a mixed-precision search found: as text, as CSV and as pictures."""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.report.points import Front, is_number
+from speechbrain_stablequant.report.tables import (
+    align,
+    cost_line,
+    decimals,
+    interval,
+    number,
+)
+from speechbrain_stablequant.settings import parse_bits
+
+__all__ = [
+    "bits_by_kind",
+    "chosen_bits",
+    "find_plots",
+    "front_lines",
+    "save_front",
+]
+
+logger = get_logger(__name__)
+
+FLOAT = "W32"
+_MOST_SENSITIVE = 5  # layers named in the table; all are in sensitivity.csv
+
+_FRONT_FIELDS = (
+    "name", "num_bytes", "ratio", "value", "change", "low", "high",
+    "distance", "predicted_distance", "measured", "efficient", "chosen",
+)  # fmt: skip
+_SENSITIVITY_FIELDS = (
+    "layer", "kind", "bits", "num_bytes", "saved_num_bytes", "distance",
+    "change", "low", "high",
+)  # fmt: skip
+
+
+# -- bits of a plan ----------------------------------------------------------
+
+
+def bits_by_kind(
+    planned: Planned, kinds: Optional[Mapping[str, str]] = None
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Count layers and bytes by kind of layer and width.
+
+    Arguments
+    ---------
+    planned : Planned
+        Any plan with its coverage.
+    kinds : dict, optional
+        Kind by layer name, for layers that stay float; a mixed-precision
+        search knows them.
+
+    Returns
+    -------
+    dict
+        By kind and width (``W4A8``): number of layers, bytes of their weights
+        in a checkpoint.
+    """
+    layers = planned.plan.layers
+    known = {
+        row["layer"]: row["kind"]
+        for row in planned.search.get("sensitivity", ())
+        if isinstance(row, dict)  # StableQuant's has units
+    }
+    known.update(kinds or {})
+    seen: dict[tuple[str, str], set[str]] = {}
+    sizes: Counter = Counter()
+    for row in planned.coverage.rows:
+        if not row.is_weight:
+            continue
+        name = row.name.rpartition(".")[0]
+        plan = layers.get(name) if row.status == "quantized" else None
+        kind = (plan.kind if plan else "") or known.get(name, "other")
+        key = kind, FLOAT if plan is None else _bits_of(plan)
+        seen.setdefault(key, set()).add(name)
+        sizes[key] += row.quantized_num_bytes
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for kind, bits in sorted(seen, key=lambda k: (k[0], _width(k[1]))):
+        count = len(seen[kind, bits]), sizes[kind, bits]
+        found.setdefault(kind, {})[bits] = count
+    return found
+
+
+def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
+    """Return the width that a plan gives each layer of the search.
+
+    Arguments
+    ---------
+    plan : QuantizationPlan
+        The plan that was chosen.
+    search : dict
+        The report of the search.
+
+    Returns
+    -------
+    dict
+        Width by layer, as the candidates spell it.
+    """
+    options: dict[str, list[str]] = {}
+    for row in search["sensitivity"]:
+        options.setdefault(row["layer"], []).append(row["bits"])
+    found = {}
+    for name, candidates in options.items():
+        layer = plan.layers.get(name)
+        bits = FLOAT if layer is None else _bits_of(layer)
+        weights = parse_bits(bits)[0]
+        # Layers without an input, such as embeddings, have no second width.
+        same = [c for c in candidates if parse_bits(c)[0] == weights]
+        exact = [c for c in same if parse_bits(c) == parse_bits(bits)]
+        found[name] = (exact or same or [bits])[0]
+    return found
+
+
+def _bits_of(plan: LayerPlan) -> str:
+    inputs = {p.scheme.bits for p in plan.inputs.values()}
+    return f"W{plan.weight.bits}" + (f"A{max(inputs)}" if inputs else "")
+
+
+def _width(bits: str) -> tuple[int, int]:
+    """Order widths from narrow to wide, float last."""
+    return parse_bits(bits)
+
+
+# -- text --------------------------------------------------------------------
+
+
+def front_lines(planned: Planned) -> list[str]:
+    """Say what a mixed-precision search chose, between what, and its cost.
+
+    Arguments
+    ---------
+    planned : Planned
+        The plan with the report of its search.
+
+    Returns
+    -------
+    list of str
+        Lines for the terminal and the log.
+    """
+    search = planned.search
+    return [
+        *_chosen_lines(search),
+        *bits_lines(bits_by_kind(planned)),
+        *_sensitive_lines(search, chosen_bits(planned.plan, search)),
+        *_table_lines(search),
+        cost_line(search["cost"]),
+    ]
+
+
+def _chosen_lines(search: dict) -> list[str]:
+    chosen = search["chosen"]
+    budget = ", ".join(f"{k} {v:g}" for k, v in search["budget"].items())
+    lines = [
+        f"mixed precision: {chosen['ratio']:.1%} of the bytes ({budget}, "
+        f"candidates {' '.join(search['candidates'])})"
+    ]
+    joint = search["joint"]
+    if joint is not None:
+        digits = decimals(joint["float"], joint["quantized"])
+        lines.append(
+            f"  on the search set: {joint['metric']} "
+            f"{number(joint['float'], digits)}, "
+            f"quantized {number(joint['quantized'], digits)}, "
+            f"{interval(joint, digits)} {search['unit'] or ''}".rstrip()
+        )
+    return lines
+
+
+def bits_lines(counts: Mapping[str, Mapping[str, tuple]]) -> list[str]:
+    """Return a table of layers and megabytes by kind and width.
+
+    Example
+    -------
+    >>> for line in bits_lines({"Linear": {"W8A8": (3, 250_000)}}):
+    ...     print(line)
+    layers and MB       W8A8
+      Linear       3 (0.250)
+    """
+    widths = {bits for row in counts.values() for bits in row}
+    ordered = sorted(widths, key=_width)
+    rows = [("layers and MB", *ordered, "")]
+    for kind, row in counts.items():
+        cells = [
+            f"{row[b][0]} ({row[b][1] / 1e6:.3f})" if b in row else "-"
+            for b in ordered
+        ]
+        rows.append((f"  {kind}", *cells, ""))
+    return align(rows)
+
+
+def _sensitive_lines(search: dict, chosen: Mapping[str, str]) -> list[str]:
+    """Name the layers that move the output most when quantized alone."""
+    by_layer: dict[str, dict[str, dict]] = {}
+    for row in search["sensitivity"]:
+        by_layer.setdefault(row["layer"], {})[row["bits"]] = row
+
+    def badness(name: str) -> tuple:
+        rows = by_layer[name].values()
+        return tuple(
+            max(map(_finite_or_zero, (row[key] for row in rows)))
+            for key in ("distance", "change")
+        )
+
+    most = sorted(by_layer, key=badness, reverse=True)[:_MOST_SENSITIVE]
+    if not most:
+        return []
+    widths = {bits for name in most for bits in by_layer[name]}
+    ordered = sorted(widths, key=_width)
+    rows = [("most sensitive layers, distance", *ordered, "plan")]
+    for name in most:
+        found = by_layer[name]
+        cells = [
+            _distance(found[b]["distance"]) if b in found else "-"
+            for b in ordered
+        ]
+        rows.append((f"  {name}", *cells, chosen[name]))
+    return align(rows)
+
+
+def _table_lines(search: dict) -> list[str]:
+    """Return the front: plans that no other measured one beats."""
+    shown = [p for p in search["front"] if p["efficient"] or p["chosen"]]
+    digits = decimals(search["float"])
+    head = ["Pareto front, search set", "bytes"]
+    if search["metric"] is not None:
+        head += [search["metric"], "change [95 % interval]"]
+    rows = [(*head, "distance", "layers")]
+    for plan in shown:
+        cells = [f"  {_mark(plan)}", f"{plan['ratio']:.1%}"]
+        if search["metric"] is not None:
+            cells += [number(plan["value"], digits), interval(plan, digits)]
+        layers = ", ".join(
+            f"{count} {bits}" for bits, count in sort_bits(plan["bits"]).items()
+        )
+        rows.append((*cells, _distance(plan["distance"]), layers))
+    lines = align(rows)
+    rest = len(search["front"]) - len(shown)
+    if rest:
+        lines.append(f"  {rest} more were measured and beaten: front.csv")
+    return lines
+
+
+def _mark(plan: dict) -> str:
+    if not plan["chosen"]:
+        return "efficient"
+    return "chosen" if plan["efficient"] else "chosen, beaten"
+
+
+def sort_bits(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Order a mapping by width, from narrow to wide.
+
+    Example
+    -------
+    >>> sort_bits({"W16": 1, "W4A8": 2, "W32": 3})
+    {'W4A8': 2, 'W16': 1, 'W32': 3}
+    """
+    return dict(sorted(counts.items(), key=lambda item: _width(item[0])))
+
+
+def _distance(value: Optional[float]) -> str:
+    return f"{value:.1e}" if is_number(value) else "-"
+
+
+def _finite_or_zero(value) -> float:
+    return value if is_number(value) else 0.0
+
+
+# -- files -------------------------------------------------------------------
+
+
+def save_front(folder: Path, planned: Planned) -> list[Path]:
+    """Write the front and the sensitivity of layers, as CSV and pictures.
+
+    Arguments
+    ---------
+    folder : Path
+        Where to; it exists.
+    planned : Planned
+        The plan with the report of its search.
+
+    Returns
+    -------
+    list of Path
+        ``front.csv``, ``sensitivity.csv`` and, with matplotlib, both as
+        ``.png`` and ``.svg``.
+    """
+    search = planned.search
+    chosen = chosen_bits(planned.plan, search)
+    paths = [
+        _write_csv(folder / "front.csv", *_front_table(search)),
+        _write_csv(
+            folder / "sensitivity.csv",
+            (*_SENSITIVITY_FIELDS, "chosen"),
+            (
+                {**row, "chosen": row["bits"] == chosen[row["layer"]]}
+                for row in search["sensitivity"]
+            ),
+        ),
+    ]
+    plots = find_plots()
+    if plots is not None:
+        front = Front.from_search(search)
+        paths += plots.plot_front(front, folder / "front")
+        paths += plots.plot_sensitivity(search, chosen, folder / "sensitivity")
+    return paths
+
+
+def find_plots():
+    """Return the module that draws, or None and a hint without matplotlib."""
+    try:
+        from speechbrain_stablequant.report import plots
+    except ImportError as err:
+        logger.warning(
+            "No pictures, only CSV (%s). For pictures: pip install "
+            "speechbrain_stablequant[plot]",
+            err,
+        )
+        return None
+    return plots
+
+
+def _front_table(search: dict) -> tuple[tuple, list[dict]]:
+    """Return columns and rows; each width has a column of layer counts."""
+    widths = {bits for plan in search["front"] for bits in plan["bits"]}
+    ordered = sorted(widths, key=_width)
+    rows = [
+        {**plan, **{b: plan["bits"].get(b, 0) for b in ordered}}
+        for plan in search["front"]
+    ]
+    return (*_FRONT_FIELDS, *ordered), rows
+
+
+def _write_csv(path: Path, fields: tuple, rows: Iterable[dict]) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(
+            file, fields, extrasaction="ignore", lineterminator="\n"
+        )
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _plain(row[key]) for key in fields})
+    return path
+
+
+def _plain(value):
+    """Return what a cell holds: nothing where a number is not known."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    return value

@@ -1,0 +1,205 @@
+"""Sensitivity of layers: which one bears which width."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from speechbrain_stablequant.report.plots.style import (
+    COLORS,
+    save_figure,
+    styled,
+)
+from speechbrain_stablequant.settings import parse_bits
+
+__all__ = ["plot_sensitivity"]
+
+_MOST_LAYERS = 90  # rows that a page bears
+
+
+def plot_sensitivity(
+    search: dict, chosen: Mapping[str, str], stem: Path
+) -> list[Path]:
+    """Draw what each width of each layer does to the output, alone.
+
+    A map of layers and widths. A cell that the plan has is framed; a number
+    in it is a change of the metric that is not by chance. Beside it the size
+    of each layer, before and after.
+
+    Arguments
+    ---------
+    search : dict
+        The report of the search.
+    chosen : dict
+        Width of each layer in the plan.
+    stem : Path
+        Where to, without an ending.
+
+    Returns
+    -------
+    list of Path
+        A PNG and an SVG.
+    """
+    cells: dict[str, dict[str, dict]] = {}
+    for row in search["sensitivity"]:
+        cells.setdefault(row["layer"], {})[row["bits"]] = row
+    names = _most_sensitive(cells)
+    widths = {bits for name in names for bits in cells[name]}
+    widths |= {chosen[name] for name in names}
+    ordered = sorted(widths, key=parse_bits)
+    with styled():
+        height = 1.5 + 0.19 * max(len(names), 4)
+        figure = Figure(figsize=(8.4, height), layout="constrained")
+        ratios = [max(len(ordered), 1) * 0.62, 2.2]
+        heat, bars = figure.subplots(
+            1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
+        )
+        title = f"Layers quantized alone; {len(names)} "
+        if len(names) < len(cells):
+            title += f"most sensitive of {len(cells)}"
+        else:
+            title += "layers"
+        heat.set_title(title)
+        mesh = _draw_cells(heat, cells, names, ordered)
+        _draw_changes(heat, mesh, cells, names, ordered)
+        _draw_scale(figure, heat, mesh, search["metric"])
+        _draw_chosen(heat, chosen, names, ordered)
+        _draw_sizes(bars, cells, chosen, names)
+        return save_figure(figure, stem)
+
+
+def _most_sensitive(cells) -> list[str]:
+    """Return the layers to draw, in the order of the model."""
+
+    def badness(name: str) -> float:
+        return max(_finite(row["distance"]) for row in cells[name].values())
+
+    if len(cells) <= _MOST_LAYERS:
+        return list(cells)
+    most = set(sorted(cells, key=badness, reverse=True)[:_MOST_LAYERS])
+    return [name for name in cells if name in most]
+
+
+def _finite(value: Optional[float]) -> float:
+    return value if value is not None and math.isfinite(value) else 0.0
+
+
+def _draw_cells(axes, cells, names, widths):
+    """Draw the distances, on a scale of powers of ten, and return them."""
+    distances = np.zeros((len(names), len(widths)))
+    for i, name in enumerate(names):
+        for j, bits in enumerate(widths):
+            row = cells[name].get(bits)
+            if row is not None:
+                distances[i, j] = _finite(row["distance"])
+    masked = np.ma.masked_less_equal(distances, 0)
+    low, high = 1e-7, 1.0
+    if masked.count():
+        low, high = float(masked.min()), float(masked.max())
+    mesh = axes.pcolormesh(
+        masked,
+        cmap="YlOrRd",
+        norm=LogNorm(max(low, high * 1e-7), max(high, low * 1.01)),
+        edgecolors="white",
+        linewidth=0.8,
+        gid="distances",
+    )
+    axes.set_xlim(0, max(len(widths), 1))
+    axes.set_ylim(len(names), 0)
+    axes.set_xticks(np.arange(len(widths)) + 0.5, widths)
+    axes.set_yticks(np.arange(len(names)) + 0.5, _short(names), fontsize=7)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return mesh
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Leave out the parts of names that all layers begin with.
+
+    Example
+    -------
+    >>> _short(["model.a.conv", "model.b.conv"])
+    ['a.conv', 'b.conv']
+    """
+    parts = [name.split(".") for name in names]
+    skip = 0
+    while all(len(p) > skip + 1 for p in parts) and (
+        len({p[skip] for p in parts}) == 1
+    ):
+        skip += 1
+    return [".".join(p[skip:]) for p in parts]
+
+
+def _draw_changes(axes, mesh, cells, names, widths) -> None:
+    """Write down the changes of the metric that are not by chance."""
+    for i, name in enumerate(names):
+        for j, bits in enumerate(widths):
+            row = cells[name].get(bits)
+            if row is None or row["low"] is None or row["high"] is None:
+                continue
+            if row["low"] > 0 or row["high"] < 0:
+                distance = max(_finite(row["distance"]), mesh.norm.vmin)
+                is_dark = mesh.norm(distance) > 0.65
+                axes.text(
+                    j + 0.5,
+                    i + 0.53,
+                    f"{row['change']:+.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color="white" if is_dark else COLORS["ink"],
+                    gid="change",
+                )
+
+
+def _draw_scale(figure, axes, mesh, metric: Optional[str]) -> None:
+    bar = figure.colorbar(
+        mesh, ax=axes, location="bottom", aspect=40, pad=0.01, shrink=0.9
+    )
+    label = "distance of the output (squared, relative)"
+    if metric is not None:
+        label += f"\nnumber: change of {metric}, if its interval excludes 0"
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def _draw_chosen(axes, chosen, names, widths) -> None:
+    for i, name in enumerate(names):
+        axes.add_patch(
+            Rectangle(
+                (widths.index(chosen[name]) + 0.05, i + 0.08),
+                0.9,
+                0.84,
+                fill=False,
+                edgecolor=COLORS["blue"],
+                linewidth=1.4,
+                gid="plan",
+            )
+        )
+
+
+def _draw_sizes(axes, cells, chosen, names) -> None:
+    """Draw the bytes of each layer, in float and as planned."""
+    before, after = [], []
+    for name in names:
+        row = next(iter(cells[name].values()))
+        full = row["num_bytes"] + row["saved_num_bytes"]
+        planned = cells[name].get(chosen[name])
+        before.append(full / 1e6)
+        after.append((planned["num_bytes"] if planned else full) / 1e6)
+    places = np.arange(len(names)) + 0.5
+    axes.barh(places, before, 0.72, color=COLORS["light"], label="float")
+    axes.barh(places, after, 0.72, color=COLORS["blue"], label="plan (framed)")
+    axes.tick_params(length=0, labelleft=False)
+    axes.xaxis.tick_top()
+    axes.set_title("MB")
+    axes.spines["right"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0))

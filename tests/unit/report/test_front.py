@@ -1,0 +1,187 @@
+"""A mixed-precision search as text and CSV, and pictures where they can be."""
+
+import csv
+import importlib
+import json
+import logging
+import sys
+
+import pytest
+
+from speechbrain_stablequant import report as report_package
+from speechbrain_stablequant.report import Report, front
+from speechbrain_stablequant.report.points import FrontPoint, mark_efficient
+
+from .helpers import planned, search_report, without_metric
+
+
+@pytest.fixture
+def search():
+    return search_report()
+
+
+def read(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_layers_and_bytes_are_counted_by_kind_and_width(search):
+    counts = front.bits_by_kind(planned(search))
+    assert counts == {
+        "Conv1d": {"W4A8": (1, 1000), "W8A8": (1, 1000)},
+        "Embedding": {"W4": (1, 250)},
+        "Linear": {"W32": (1, 1000)},
+    }
+
+
+def test_kinds_of_float_layers_may_be_given(search):
+    plan = planned({})
+    assert "other" in front.bits_by_kind(plan)
+    counts = front.bits_by_kind(plan, {"model.fc": "Linear"})
+    assert counts["Linear"] == {"W32": (1, 1000)}
+
+
+def test_chosen_widths_are_spelled_as_the_candidates(search):
+    chosen = front.chosen_bits(planned(search).plan, search)
+    assert chosen == {
+        "model.conv1": "W8A8",
+        "model.conv2": "W4A8",
+        "model.embed": "W4A8",  # it has no input
+        "model.fc": "W32",
+    }
+
+
+def test_text(search):
+    lines = front.front_lines(planned(search))
+    assert lines == [
+        "mixed precision: 20.0% of the bytes (max_drop 0.07, candidates W4A8"
+        " W8A8 W32)",
+        "  on the search set: EER 3.21, quantized 3.26, +0.05 [-0.10, +0.20]"
+        " points",
+        "layers and MB       W4A8         W4       W8A8        W32",
+        "  Conv1d       1 (0.001)          -  1 (0.001)          -",
+        "  Embedding            -  1 (0.000)          -          -",
+        "  Linear               -          -          -  1 (0.001)",
+        "most sensitive layers, distance     W4A8     W8A8  plan",
+        "  model.fc                       8.0e-02  4.0e-04  W32",
+        "  model.embed                    6.0e-02  3.0e-04  W4A8",
+        "  model.conv2                    4.0e-02  2.0e-04  W4A8",
+        "  model.conv1                    2.0e-02  1.0e-04  W8A8",
+        "Pareto front, search set   bytes    EER   change [95 % interval]"
+        "  distance  layers",
+        "  efficient                13.0%  45.00  +41.80 [+40.00, +43.00]"
+        "         -  4 W4A8",
+        "  chosen                   20.0%   3.26     +0.05 [-0.10, +0.20]"
+        "   1.0e-02  2 W4A8, 1 W8A8, 1 W32",
+        "  efficient               100.0%   3.21     +0.00 [+0.00, +0.00]"
+        "   0.0e+00  4 W32",
+        "  2 more were measured and beaten: front.csv",
+        "search: 60 evaluations, 6.0 passes over the search set, of which 2.5"
+        " were computed, in 12 s; 4 resumed",
+    ]
+
+
+def test_a_chosen_plan_that_is_beaten_is_shown_and_says_so(search):
+    search["front"][1]["efficient"] = False
+    text = "\n".join(front.front_lines(planned(search)))
+    assert "  chosen, beaten" in text
+    assert "  2 more were measured" in text
+
+
+def test_text_without_a_metric(search):
+    lines = front.front_lines(planned(without_metric(search)))
+    assert not any("EER" in line or "search set:" in line for line in lines)
+    head = next(line for line in lines if line.startswith("Pareto"))
+    assert head.split()[-3:] == ["bytes", "distance", "layers"]
+
+
+def test_csv(search, tmp_path):
+    front.save_front(tmp_path, planned(search))
+    plans = read(tmp_path / "front.csv")
+    assert len(plans) == 5
+    assert plans[1]["ratio"] == "0.2"
+    assert plans[1]["chosen"] == "True"
+    assert [p["efficient"] for p in plans].count("True") == 3
+    assert [plans[1][b] for b in ("W4A8", "W8A8", "W32")] == ["2", "1", "1"]
+    # What is not a number is nothing.
+    assert plans[0]["distance"] == plans[3]["value"] == plans[3]["low"] == ""
+    rows = read(tmp_path / "sensitivity.csv")
+    assert len(rows) == 8
+    assert rows[0]["layer"] == "model.conv1"
+    assert float(rows[0]["distance"]) == 0.02
+    chosen = [(r["layer"], r["bits"]) for r in rows if r["chosen"] == "True"]
+    assert chosen == [
+        ("model.conv1", "W8A8"),
+        ("model.conv2", "W4A8"),
+        ("model.embed", "W4A8"),
+    ]
+
+
+def test_without_matplotlib_there_is_a_hint(
+    search, tmp_path, monkeypatch, caplog
+):
+    package = "speechbrain_stablequant.report.plots"
+    for name in [n for n in sys.modules if n.startswith(package)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(report_package, "plots", raising=False)
+    for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with caplog.at_level(logging.WARNING):
+        paths = front.save_front(tmp_path, planned(search))
+    assert [p.name for p in paths] == ["front.csv", "sensitivity.csv"]
+    assert "pip install speechbrain_stablequant[plot]" in caplog.text
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in paths}
+
+
+def test_the_report_has_text_and_files(search, tmp_path):
+    report = Report("W8A8 mixed_precision", planned(search))
+    report.save(tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["search"]["chosen"]["ratio"] == 0.2
+    assert saved["search"]["front"][3]["value"] is None  # nan
+    assert (tmp_path / "front.csv").is_file()
+    table = report.table()
+    assert "mixed precision: 20.0% of the bytes" in table
+    assert table.count("search: 60 evaluations") == 1
+
+
+def test_other_methods_have_no_front(tmp_path):
+    report = Report("W8A8 uniform", planned({}))
+    report.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+    assert "mixed precision" not in report.table()
+
+
+def test_reports_import_without_drawing():
+    """Matplotlib is loaded when there is something to draw, not before."""
+    modules = importlib.import_module("subprocess").run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, speechbrain_stablequant.report as r;"
+            "print([n for n in sys.modules if n.endswith('report.plots')])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert modules.stdout.strip().endswith("[]")
+
+
+def test_points_that_others_beat_are_not_efficient():
+    nan = float("nan")
+    points = mark_efficient(
+        [
+            FrontPoint(0.25, 6.2),
+            FrontPoint(0.25, 6.3),  # as small, worse
+            FrontPoint(0.25, 6.2),  # the same twice: neither beats the other
+            FrontPoint(0.3, 6.2),  # larger, no better
+            FrontPoint(0.2, 7.0),
+            FrontPoint(0.1, nan),
+            FrontPoint(1.0, 6.0),
+        ]
+    )
+    assert [p.efficient for p in points] == [
+        True, False, True, False, True, False, True,
+    ]  # fmt: skip
