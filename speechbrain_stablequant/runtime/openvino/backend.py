@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import logging
 import queue
 from collections.abc import Sequence
 
@@ -120,6 +121,11 @@ def _convert_traced(traced):
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+    # Recipes log at debug level into their log.txt, where this frontend would
+    # write the whole graph: megabytes.
+    frontend_logger = logging.getLogger("openvino.frontend.pytorch")
+    if frontend_logger.level == logging.NOTSET:
+        frontend_logger.setLevel(logging.INFO)
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(traced)  # has to outlive the conversion
     model = frontend.convert(frontend.load(decoder))
