@@ -74,16 +74,19 @@ class PostTrainingQuantizer:
         Whether to run the float test pass too; without it there is nothing
         to compare with.
     when : str
-        ``evaluate``, or ``fit`` for recipes that never call ``evaluate``.
+        ``evaluate``, or ``fit`` for recipes that never call ``evaluate``: the
+        checkpoint that the recipe keeps is quantized and scored on the
+        validation set.
     output_folder : str, optional
         Where results go; by default ``<output_folder>/ptq``.
     suffix : str
         Put into the names of files that the quantized pass writes.
     calibration_batches : iterable, optional
-        With ``pretrainer``: data to calibrate with.
+        With ``pretrainer``: data to calibrate with, for example
+        `WaveformBatches`.
     calibration_forward : callable, optional
         With ``pretrainer``: called as ``f(modules, batch)``, by default the
-        only module is called on the batch.
+        only module is called on the batch, or on its parts if it is a tuple.
     runtime : str
         ``reference``: the quantized pass runs on plain torch, which is exact
         and slow. ``openvino`` or ``onnx``: it runs on integer kernels, and
@@ -161,6 +164,8 @@ class PostTrainingQuantizer:
     @property
     def label(self) -> str:
         """A few words that name the quantization in logs."""
+        if self.settings.plan is not None:
+            return f"plan {Path(self.settings.plan).name}"
         weights, activations = parse_bits(self.settings.bits)
         return f"W{weights}A{activations} {self.settings.method}"
 

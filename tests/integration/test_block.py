@@ -14,7 +14,6 @@ from speechbrain_stablequant import (
 from speechbrain_stablequant.errors import CalibrationError, KnobError
 
 from . import folders, toy
-from .conftest import copy_experiment
 
 MIXIN_BLOCK = """
 ptq: !new:speechbrain_stablequant.PostTrainingQuantizer

@@ -76,6 +76,20 @@ def test_flat_knobs_work_from_the_command_line(tmp_path):
     assert block.settings.bits == "W4A6"
 
 
+def test_pretrainer_block_needs_no_metric_and_no_list_yet(tmp_path):
+    path = ROOT / "hparams/VoxCeleb/SpeakerRec/ptq_verification_ecapa.yaml"
+    block = load_block(path, tmp_path, {"ptq_runtime": "reference"})
+    assert block.settings.method == "uniform"
+    assert block.settings.plan is None
+    batches, forward = block.calibration
+    assert forward is None
+    assert not batches.source.exists()
+    assert [type(f).__name__ for f in batches.front_end] == [
+        "Fbank",
+        "InputNormalization",
+    ]
+
+
 def test_a_wrong_knob_on_the_command_line_names_the_nearest(tmp_path):
     path = ROOT / "hparams" / "ptq.yaml"
     with pytest.raises(KnobError, match="calibration_utterances"):
