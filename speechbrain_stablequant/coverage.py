@@ -172,10 +172,8 @@ def _row(root, name, short, parameter, plan, settings, notes):
             cls.to_rows(module, short, parameter).shape, layer.weight
         )
         detail = _describe(layer, (notes or {}).get(name))
-    elif ours and name in plan.settings.get("float_layers", ()):
-        status, detail, by_request = KEPT, "32 bits, by the search", True
     elif ours:
-        status, detail, by_request = _why_left_out(name, root, settings)
+        status, detail, by_request = _why_left_out(name, root, settings, plan)
     elif not _is_weight(module, parameter):
         status, detail = KEPT, "bias, norm or gain"
     elif parameter.numel() < _SMALL:
@@ -207,12 +205,14 @@ def _is_weight(module: nn.Module, parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2 and not isinstance(module, _NORMS)
 
 
-def _why_left_out(name: str, root: nn.Module, settings: Settings):
+def _why_left_out(name: str, root: nn.Module, settings: Settings, plan):
     pattern = settings.kept_by(name)
     if pattern is not None:
         return KEPT, f"by request (keep: {pattern})", True
     if settings.layer_widths(name)[0] == 32:
         return KEPT, "by request (32 bits)", True
+    if name in plan.float_layers:
+        return KEPT, "32 bits, by the plan", True
     reason = unsupported_reason(root, name)
     if reason is not None:
         return UNSUPPORTED, reason, False

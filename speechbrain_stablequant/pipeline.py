@@ -123,10 +123,16 @@ def make_plan(
         result = METHODS[settings.method](context)
     finally:
         context.journal.close()
+    found = result.plan.layers
+    every = (name for name, _, _ in quantizable_layers(conversion.root))
     plan = QuantizationPlan(
-        result.plan.layers,
+        found,
         settings.method,
-        {**settings.search_identity(), **result.plan.settings},
+        {
+            **settings.search_identity(),
+            # Whoever applies the plan need not ask for it again.
+            "float_layers": [name for name in every if name not in found],
+        },
     )
     notes = dict.fromkeys(unreached, "calibration never reached it")
     coverage = cover(conversion, plan, settings, notes)

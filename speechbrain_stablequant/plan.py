@@ -269,6 +269,13 @@ class QuantizationPlan:
     method: str = "manual"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def float_layers(self) -> frozenset[str]:
+        """Layers that were left in float by choice."""
+        found = self.settings.get("float_layers")
+        found = found if isinstance(found, (list, tuple)) else ()
+        return frozenset(name for name in found if isinstance(name, str))
+
     def to_dict(self) -> dict:
         """Return nested plain dictionaries, ready for JSON."""
         body = dataclasses.asdict(self)

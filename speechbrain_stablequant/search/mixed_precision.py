@@ -80,13 +80,8 @@ def search_mixed_precision(context: SearchContext) -> SearchResult:
         chosen = search.within_drop(context.settings.max_drop)
     else:
         chosen = search.within_size(context.settings.target_size)
-    layers = search.plans.layers(chosen.choice)
     plan = QuantizationPlan(
-        layers,
-        method="mixed_precision",
-        settings={
-            "float_layers": [n for n in chosen.choice if n not in layers]
-        },
+        search.plans.layers(chosen.choice), method="mixed_precision"
     )
     report = search.report(chosen)
     report["cost"]["seconds"] = time.perf_counter() - start

@@ -214,3 +214,39 @@ def test_coverage_knows_the_size_in_the_file(tmp_path, bits, symmetric):
     stored = sum(t.numel() * t.element_size() for t in load_file(path).values())
     assert result.coverage.quantized_num_bytes == stored
     assert QuantizationPlan.from_json(result.plan.to_json()) == result.plan
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"keep": ["0"]}, {"layer_bits": {"0": 32}}, {"preset": "ecapa_tdnn_2024"}],
+)
+def test_a_plan_that_leaves_layers_in_float_applies_again(knobs, tmp_path):
+    if "preset" in knobs:
+        model = nn.ModuleDict({"mfa": nn.ModuleDict(), "fc": nn.Linear(8, 64)})
+        conv = nn.ModuleDict({"conv": nn.Conv1d(8, 8, 1)})
+        model["mfa"]["conv"] = conv
+        model["blocks"] = nn.ModuleList(
+            nn.ModuleDict(
+                {"tdnn1": nn.ModuleDict({"conv": nn.ModuleDict({"conv": c})})}
+            )
+            for c in (nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1))
+        )
+        forward = lambda model, x: model["fc"](  # noqa: E731
+            model["mfa"]["conv"]["conv"](
+                model["blocks"][1]["tdnn1"]["conv"]["conv"](x)
+            ).mT
+        )
+    else:
+        model = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 2))
+        forward = None
+    x = torch.randn(2, 8, 8)
+    first = quantize(model, [x], forward, progress=False, **knobs)
+    path = first.plan.save(tmp_path / "plan.json")
+    kinds = {n: type(m) for n, m in model.named_modules()}
+    first.restore()
+    second = quantize(model, plan=path, progress=False)
+    assert {n: type(m) for n, m in model.named_modules()} == kinds
+    assert second.coverage.fraction == 1.0
+    assert {r.detail for r in second.coverage.rows if r.by_request} == {
+        "32 bits, by the plan"
+    }
