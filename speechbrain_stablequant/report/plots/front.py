@@ -1,6 +1,7 @@
 """The Pareto front: the metric against the size."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
@@ -20,6 +21,9 @@ __all__ = ["plot_front"]
 
 _MARKERS = "os^DvPX<>*hp"
 _PALETTE = ("blue", "yellow", "red", "purple", "sky", "ink")
+_TICKS = (
+    1 / 32, 0.045, 1 / 16, 0.09, 1 / 8, 0.18, 1 / 4, 0.35, 1 / 2, 0.7, 1.0,
+)  # fmt: skip
 _SAME_SIZE = 1.03  # points whose sizes differ by less are set side by side
 
 
@@ -92,7 +96,9 @@ def _draw_axes(axes, front: Front, bottom: float, top: float) -> None:
     axes.set_xscale("log", base=2)
     left, right = min(ratios) / 1.15, max(1.0, *ratios) * 1.12
     axes.set_xlim(left, right)
-    ticks = [2.0**-n for n in range(8) if left <= 2.0**-n <= right]
+    ticks = [t for t in _TICKS if left <= t <= right]
+    if len(ticks) > 7:
+        ticks = [t for t in ticks if math.log2(t).is_integer()]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))

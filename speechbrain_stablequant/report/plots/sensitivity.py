@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
@@ -197,6 +198,7 @@ def _draw_sizes(axes, cells, chosen, names) -> None:
     places = np.arange(len(names)) + 0.5
     axes.barh(places, before, 0.72, color=COLORS["light"], label="float")
     axes.barh(places, after, 0.72, color=COLORS["blue"], label="plan (framed)")
+    axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(length=0, labelleft=False)
     axes.xaxis.tick_top()
     axes.set_title("MB")

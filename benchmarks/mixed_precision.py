@@ -1,0 +1,389 @@
+"""Compare mixed precision with uniform quantization, over one float pass.
+
+    python benchmarks/mixed_precision.py \
+        recipes/VoxCeleb/SpeakerRec/train_speaker_embeddings.py \
+        recipes/VoxCeleb/SpeakerRec/hparams/train_ecapa_tdnn_mini.yaml \
+        --data_folder DATA --output_folder results/ecapa_tdnn_mini/1986 \
+        --ptq '{modules: [embedding_model], objective: EER}'
+
+Runs the recipe with ``--test_only`` and, instead of its own ``ptq`` block, one
+that tries each row of the table: uniform quantization, the selection of layers
+of the ECAPA-TDNN framework, and searches under a budget. Quantized passes run
+on OpenVINO's integer kernels (``runtime: reference`` for plain torch). Prints
+a Markdown table, writes ``<output_folder>/ptq/mixed_precision.json``, to which
+a later run with other rows adds, and a picture. Searches share what they have
+measured. All further arguments go to the recipe.
+Limit the rows with ``--ptq '{rows: [uniform_mse, max_drop]}'``.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.guard import test_name
+from speechbrain_stablequant.layers import kind_of, quantizable_layers
+from speechbrain_stablequant.presets import preset_knobs
+from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+from speechbrain_stablequant.report import TestResult
+from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.front import bits_by_kind, find_plots
+from speechbrain_stablequant.report.points import (
+    Front,
+    FrontPoint,
+    mark_efficient,
+)
+from speechbrain_stablequant.report.tables import decimals, interval, number
+
+# The block is imported by its name; so is this folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.recipe import run_recipe
+
+logger = get_logger(__name__)
+
+MAX_DROP = 0.07  # points of EER that the ECAPA-TDNN framework costs
+PAPER = ("W8A8", "W32")
+WIDTHS = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
+
+
+def _uniform(observer: str, bits: str = "W8A8") -> dict:
+    return {"method": "uniform", "observer": observer, "bits": bits}
+
+
+def _mixed(candidates=WIDTHS, target_size=None, ranking="distance") -> dict:
+    return {
+        "method": "mixed_precision",
+        "candidates": candidates,
+        "target_size": target_size,
+        "ranking": ranking,
+    }
+
+
+ROWS = {
+    "uniform_max": _uniform("max"),
+    "uniform_percentile": _uniform("percentile"),
+    "uniform_mse": _uniform("mse"),
+    "uniform_entropy": _uniform("entropy"),
+    "uniform_mse_W4A8": _uniform("mse", "W4A8"),
+    "preset": {
+        **preset_knobs("ecapa_tdnn_2024"),
+        "preset": "ecapa_tdnn_2024",
+        "observer": "mse",
+    },
+    "max_drop_8_32_metric": _mixed(PAPER, ranking="metric"),
+    "max_drop_8_32": _mixed(PAPER),
+    "max_drop": _mixed(),
+    "target_0.25": _mixed(target_size=0.25),
+    "target_0.125": _mixed(target_size=0.125),
+}
+
+
+class MixedPrecisionComparison(PostTrainingQuantizer):
+    """A ``ptq`` block that tries the rows of the table.
+
+    Arguments
+    ---------
+    rows : list of str
+        Names of rows.
+    runtime : str
+        As for `PostTrainingQuantizer`; integer kernels by default.
+    **knobs : dict
+        As for `PostTrainingQuantizer`; ``max_drop`` is that of the rows which
+        have such a budget.
+    """
+
+    def __init__(self, rows=tuple(ROWS), runtime="openvino", **knobs):
+        super().__init__(runtime=runtime, **knobs)
+        for row in rows:
+            if row not in ROWS:
+                raise KnobError(f"row '{row}' is unknown." + nearest(row, ROWS))
+        # The preset has inputs of some layers only to calibrate: what it saw
+        # does not serve the others, what they saw serves the preset.
+        self.rows = sorted(rows, key=lambda row: row == "preset")
+        self.results = {}
+        self._kept: dict[str, tuple] = {}
+        self._kinds: dict[str, str] = {}
+        self._names: set[str] = set()
+        self._search_folder = None
+
+    def evaluate(self, brain, run, keys):
+        """Run the float pass once, then one quantized pass for each row."""
+        base, output_folder = self.settings, self.output_folder
+        top = self._folder(brain)
+        self._search_folder = top / "mixed_precision"
+        scored = TestResult(test_name(brain, self._names))
+        self._names.add(scored.name)
+        start = self._run_float(brain, run, scored)
+        for row in self.rows:
+            self.settings = dataclasses.replace(base, **row_knobs(row, base))
+            self.output_folder = self._search_folder / row
+            self._planned, self.report = self._kept.get(row, (None, None))
+            result = dataclasses.replace(scored)
+            try:
+                self.evaluate_quantized(brain, run, result, start)
+                self.results[row] = self._result(row)
+            except StableQuantError as err:
+                logger.warning("Row %s failed: %s", row, err)
+                failed = f"{type(err).__name__}: {err}"
+                self.results[row] = {"row": row, "failed": failed}
+            self._kept[row] = self._planned, self.report
+        self.settings, self.output_folder = base, output_folder
+        self._write(top)
+        return scored.float_loss
+
+    def _plan(self, brain, conversion):
+        self._kinds = {
+            name: kind_of(module)
+            for name, module, _ in quantizable_layers(conversion.root)
+        }
+        return super()._plan(brain, conversion)
+
+    def _search(self, brain, conversion, digest):
+        """Search with the journal in a folder that the rows share."""
+        results = self.output_folder
+        self.output_folder = self._search_folder
+        try:
+            return super()._search(brain, conversion, digest)
+        finally:
+            self.output_folder = results
+
+    def _result(self, row: str) -> dict:
+        plain = self.report.to_dict()
+        for key in ("coverage", "clipping"):
+            del plain[key]
+        search = {**plain["search"]}
+        search.pop("sensitivity", None)  # in the row's own report.json
+        return {
+            "row": row,
+            "knobs": {
+                key: value
+                for key, value in dataclasses.asdict(self.settings).items()
+                if key in row_knobs(row, self.settings)
+            },
+            "bits": bits_by_kind(self.report.planned, self._kinds),
+            "num_bytes": sum(f["num_bytes"] for f in plain["files"]),
+            "float_num_bytes": sum(
+                f["float_num_bytes"] for f in plain["files"]
+            ),
+            **plain,
+            "search": search,
+        }
+
+    def _write(self, folder: Path) -> None:
+        """Write all rows, those of earlier runs included, and the table."""
+        path = folder / "mixed_precision.json"
+        rows = {}
+        if path.is_file():
+            rows = {row["row"]: row for row in json.loads(path.read_text())}
+        # As JSON gives them back, like those of earlier runs.
+        rows.update(json.loads(json.dumps(self.results)))
+        rows = [rows[name] for name in ROWS if name in rows]
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        print(markdown(rows))
+        print(f"Quantized passes: {runtimes(rows)}.")
+        print(", ".join(f"{k} {v}" for k, v in environment().items()))
+        for drawn in draw(rows, folder, self.settings.max_drop or MAX_DROP):
+            print(drawn)
+
+
+def row_knobs(row: str, base) -> dict:
+    """Return the knobs that stand for a row, with its budget."""
+    knobs = {"max_drop": None, "target_size": None, **ROWS[row]}
+    if row.startswith("max_drop"):
+        knobs["max_drop"] = MAX_DROP if base.max_drop is None else base.max_drop
+    return knobs
+
+
+# -- the table ---------------------------------------------------------------
+
+
+def markdown(rows: list[dict]) -> str:
+    """Return a table for each test set, and what failed."""
+    done = [row for row in rows if "failed" not in row]
+    lines = []
+    for name in _test_names(done):
+        found = [(row, _test(row, name)) for row in done]
+        found = [(row, test) for row, test in found if test is not None]
+        metrics = _metric_names(test for _, test in found)
+        head = ["row", "MB", "bytes", *(f"{m} (change)" for m in metrics)]
+        head += ["layers", "search passes", "speed", "int8 layers"]
+        lines += [f"**{name}**", "", _line(head)]
+        lines += ["|---|---:|---:" + "|---" * (len(head) - 3) + "|"]
+        lines += [_line(_float_cells(*found[0], metrics))]
+        lines += [_line(_cells(row, test, metrics)) for row, test in found]
+        lines += [""]
+    for row in rows:
+        if "failed" in row:
+            why = textwrap.shorten(row["failed"], 200, placeholder=" ...")
+            lines.append(f"{row['row']}: {why}")
+    return "\n".join(lines)
+
+
+def _line(cells) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _test_names(rows: list[dict]) -> list[str]:
+    names = [test["name"] for row in rows for test in row["tests"]]
+    return list(dict.fromkeys(names))
+
+
+def _test(row: dict, name: str):
+    return next((t for t in row["tests"] if t["name"] == name), None)
+
+
+def _metric_names(tests) -> list[str]:
+    """Return all metrics; the loss only where there is nothing else."""
+    names = list(dict.fromkeys(m for test in tests for m in test["metrics"]))
+    return [name for name in names if name != "loss"] or names
+
+
+def _float_cells(row: dict, test: dict, metrics) -> list[str]:
+    values = [test["metrics"][name]["float"] for name in metrics]
+    return [
+        "*float*",
+        f"{row['float_num_bytes'] / 1e6:.3f}",
+        "100 %",
+        *(number(value, decimals(value)) for value in values),
+        "",
+        "",
+        _speed(test["float_speed"]),
+        "",
+    ]
+
+
+def _cells(row: dict, test: dict, metrics) -> list[str]:
+    runtime = test["runtime"]
+    return [
+        row["row"],
+        f"{row['num_bytes'] / 1e6:.3f}",
+        f"{row['num_bytes'] / row['float_num_bytes']:.1%}",
+        *(_metric_cell(test["metrics"].get(name)) for name in metrics),
+        _bits(row["bits"]),
+        _cost(row["search"].get("cost")),
+        _speed(test["quantized_speed"], test["float_speed"]),
+        "" if runtime is None else _int8(runtime),
+    ]
+
+
+def _metric_cell(row) -> str:
+    if row is None:
+        return ""
+    digits = decimals(row["float"], row["quantized"])
+    change = interval(row, digits)
+    text = number(row["quantized"], digits)
+    return f"{text} ({change})" if change else text
+
+
+def _bits(counts: dict) -> str:
+    """Return layers by kind and width: ``Conv1d 12 W4A8, 30 W8A8``."""
+    kinds = []
+    for kind, row in counts.items():
+        widths = ", ".join(f"{n} {bits}" for bits, (n, _) in row.items())
+        kinds.append(f"{kind} {widths}")
+    return "; ".join(kinds)
+
+
+def _cost(cost) -> str:
+    """Return the passes of a search; computed, for many are reused."""
+    if not cost:
+        return ""
+    text = (
+        f"{cost['forward_passes']:.0f} ({cost['computed_passes']:.1f} computed"
+    )
+    if cost["resumed"]:
+        text += f", {cost['resumed']} evaluations known"
+    return text + ")"
+
+
+def _speed(measure, before=None) -> str:
+    """Return the real-time factor, or seconds, and how many times faster."""
+    if measure is None:
+        return ""
+    key = "real_time_factor"
+    if measure.get(key) is None:
+        key = "seconds"
+    text = f"{measure[key]:.4f}" + (" s" if key == "seconds" else "")
+    if before is not None and before.get(key):
+        text += f" ({before[key] / measure[key]:.2f} times)"
+    return text
+
+
+def _int8(runtime: dict) -> str:
+    return f"{runtime['num_int8']} of {runtime['num_planned']}"
+
+
+def runtimes(rows: list[dict]) -> str:
+    """Say what the quantized passes ran on."""
+    found = [t["runtime"] for row in rows for t in row.get("tests", ())]
+    texts = (
+        "reference execution"
+        if runtime is None
+        else f"{runtime['runtime']}, {runtime['settings']['threads']} threads, "
+        f"rest {runtime['settings']['precision']}"
+        for runtime in found
+    )
+    return "; ".join(sorted(set(texts)))
+
+
+# -- the picture -------------------------------------------------------------
+
+
+def draw(rows: list[dict], folder: Path, max_drop: float) -> list[Path]:
+    """Draw the rows of each test set: metric against bytes on disk.
+
+    The metric is the one that the searches looked at, else the first.
+    """
+    plots = find_plots()
+    if plots is None:
+        return []
+    done = [row for row in rows if "failed" not in row]
+    searched = {row["search"].get("metric") for row in done}
+    paths = []
+    for name in _test_names(done):
+        found = [(row, _test(row, name)) for row in done]
+        found = [(row, test) for row, test in found if test is not None]
+        names = _metric_names(test for _, test in found)
+        metric = next((m for m in names if m in searched), names[0])
+        values = [(row, test["metrics"].get(metric)) for row, test in found]
+        points = [_point(*pair) for pair in values if pair[1]]
+        front = Front(
+            points=[],
+            extra=mark_efficient(points),
+            metric=metric,
+            float_value=values[0][1]["float"],
+            budget={"max_drop": max_drop},
+            title=f"{name}, {len(points)} plans",
+        )
+        ending = re.sub(r"\W+", "_", name)
+        stem = folder / f"mixed_precision_{ending}"
+        paths += plots.plot_front(front, stem)
+    return paths
+
+
+def _point(row: dict, values: dict):
+    nan = float("nan")
+    value = values["quantized"]
+    return FrontPoint(
+        ratio=row["num_bytes"] / row["float_num_bytes"],
+        value=nan if value is None else value,
+        change=values.get("change"),
+        low=values.get("low"),
+        high=values.get("high"),
+        label=row["row"],
+        group=row["knobs"].get("preset") or row["knobs"]["method"],
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    run_recipe(
+        "benchmarks.mixed_precision.MixedPrecisionComparison", *sys.argv[1:]
+    )
