@@ -8,7 +8,7 @@ length is off by ten times as much.
 
 import pytest
 import torch
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from speechbrain.nnet.containers import LengthsCapableSequential
@@ -86,7 +86,8 @@ def test_encoders_with_padding(family):
 # -- speaker embeddings --------------------------------------------------------------
 
 
-def test_ecapa_with_and_without_lengths():
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8"])
+def test_ecapa_with_and_without_lengths(bits):
     model = ECAPA_TDNN(
         20,
         channels=[32, 32, 32, 32, 96],
@@ -104,8 +105,23 @@ def test_ecapa_with_and_without_lengths():
         (one,),
         (many,),
     ]
-    report = check(model, calls, pieces=2)
+    report = check(model, calls, pieces=2, bits=bits)
     assert report.num_planned > 20
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8"])
+@pytest.mark.parametrize("lin_blocks", [0, 2])
+def test_speaker_classifier(lin_blocks, bits):
+    """Cosines are of normalized vectors: only the blocks are products."""
+    model = Classifier(
+        24, lin_blocks=lin_blocks, lin_neurons=20, out_neurons=30
+    )
+    calls = [(torch.randn(n, 1, 24),) for n in (8, 1, 3)]
+    quantized(model, calls[0][0], bits=bits)
+    compare(model, calls, NEAR)
+    report = runtime_report(model)
+    assert report.num_int8 == report.num_planned == lin_blocks
+    assert [u.failure for u in report.units] == [None]
 
 
 # -- attention models ----------------------------------------------------------------
