@@ -52,11 +52,13 @@ def decimals(*values: Optional[float]) -> int:
 
     Example
     -------
-    >>> decimals(3.21, 0.0), decimals(0.0081, 0.0079)
-    (2, 4)
+    >>> decimals(3.21, 0.0), decimals(0.24, 0.25), decimals(0.0081, 0.0079)
+    (2, 3, 4)
     """
-    known = [abs(v) for v in values if v is not None]
-    return 4 if known and 0 < max(known) < 0.1 else 2
+    largest = max((abs(v) for v in values if v is not None), default=0.0)
+    if 0 < largest < 0.1:
+        return 4
+    return 3 if 0 < largest < 1 else 2
 
 
 def interval(row: dict, digits: int = 2) -> str:
