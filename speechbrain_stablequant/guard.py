@@ -201,9 +201,9 @@ def test_name(brain, used: set) -> str:
     stems = {k: path.stem for k, path in result_paths(brain, folder).items()}
     for key in sorted(stems, key=lambda k: ("wer" not in k, k)):
         name = stems[key]
-        for prefix in ("wer_", "cer_"):
+        for prefix in ("wer_", "cer_", "scores_"):
             name = name.removeprefix(prefix)
-        if name not in used:
+        if name not in used and name != "scores":
             return name
     return f"test {len(used) + 1}"
 

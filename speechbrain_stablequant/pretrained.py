@@ -3,7 +3,7 @@
 import atexit
 import dataclasses
 import weakref
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Optional
 
@@ -20,6 +20,7 @@ from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.report import Report
 from speechbrain_stablequant.roots import evaluating, roof
 from speechbrain_stablequant.runtime import Acceleration, require_cpu
+from speechbrain_stablequant.scoring import DistanceEvaluator
 
 __all__ = ["watch_pretrainer"]
 
@@ -77,10 +78,11 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
 
 def _check_method(settings) -> None:
     """Refuse methods that need a metric, which a pretrainer does not have."""
-    if settings.plan is None and settings.method != "uniform":
+    if settings.plan is None and settings.method == "stablequant":
         raise KnobError(
             "Through a pretrainer there is no metric to search with: use "
-            "method: uniform, or plan: path.json from an earlier run."
+            "method: uniform, method: mixed_precision with a target_size, or "
+            "plan: path.json from an earlier run."
         )
 
 
@@ -108,8 +110,18 @@ def _plan(conversion: Conversion, quantizer) -> Planned:
     """Return the plan: given, or by the method of the block."""
     settings = quantizer.settings
     if settings.plan is None:
-        calibrate = _calibration(conversion.root, quantizer)
-        return make_plan(conversion, settings, calibrate, None)
+        run, batches = _calibration(conversion.root, quantizer)
+        evaluator = None
+        if settings.method == "mixed_precision" and batches is not None:
+            evaluator = DistanceEvaluator(
+                run, islice(batches, settings.search_utterances)
+            )
+        calibrate = None
+        if batches is not None:
+            limit = settings.calibration_utterances
+            calibrate = lambda: [run(b) for b in islice(batches, limit)]  # noqa: E731
+        with evaluating(conversion.root.values()):
+            return make_plan(conversion, settings, calibrate, evaluator)
     plan = QuantizationPlan.load(settings.plan)
     plan = _loaded_part(plan, conversion.root, settings.plan)
     return given_plan(conversion, settings, plan)
@@ -146,23 +158,14 @@ def _loaded_part(plan: QuantizationPlan, root, path) -> QuantizationPlan:
 
 
 def _calibration(root, quantizer):
-    """Return what runs the block's calibration data, or None without any."""
+    """Return what runs a batch and the block's batches, None without any."""
     batches, forward = quantizer.calibration
-    if batches is None:
-        return None
-    if forward is None and len(root) != 1:
+    if batches is not None and forward is None and len(root) != 1:
         raise KnobError(
             "calibration_forward is needed to run several modules "
             f"({', '.join(root)}), or choose one of them in modules."
         )
-
-    def calibrate():
-        limit = quantizer.settings.calibration_utterances
-        with evaluating(root.values()):
-            for _, batch in zip(range(limit), batches):
-                (forward or _call_only)(root, batch)
-
-    return calibrate
+    return lambda batch: (forward or _call_only)(root, batch), batches
 
 
 def _call_only(root, batch):

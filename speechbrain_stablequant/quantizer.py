@@ -31,7 +31,7 @@ from speechbrain_stablequant.runtime import (
     running,
 )
 from speechbrain_stablequant.search import weights_digest
-from speechbrain_stablequant.settings import Settings, parse_bits
+from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.validation import (
     BatchSample,
     calibrate,
@@ -166,8 +166,7 @@ class PostTrainingQuantizer:
         """A few words that name the quantization in logs."""
         if self.settings.plan is not None:
             return f"plan {Path(self.settings.plan).name}"
-        weights, activations = parse_bits(self.settings.bits)
-        return f"W{weights}A{activations} {self.settings.method}"
+        return self.settings.label
 
     # -- attaching ---------------------------------------------------------------
 

@@ -310,6 +310,19 @@ class Settings:
         return parse_bits(bits)
 
     @property
+    def label(self) -> str:
+        """A few words that name the quantization in logs."""
+        if self.preset is not None:
+            return f"preset {self.preset}"
+        if self.method == "mixed_precision":
+            budget, value = "max_drop", self.max_drop
+            if value is None:
+                budget, value = "target_size", self.target_size
+            return f"{self.method}, {budget} {value:g}"
+        weights, activations = parse_bits(self.bits)
+        return f"W{weights}A{activations} {self.method}"
+
+    @property
     def needs_data(self) -> bool:
         """Whether something is to be observed or measured."""
         widths = map(parse_bits, (self.bits, *self.layer_bits.values()))

@@ -202,3 +202,24 @@ def test_float_model_comes_back_after_an_error(load):
 
     with pytest.raises(RuntimeError, match="stop"):
         load(calibration_batches=broken())
+
+
+def test_widths_within_a_size_go_by_the_output(load, data):
+    knobs = {"method": "mixed_precision", "calibration_batches": data}
+    loaded, block = load(target_size=0.95, **knobs)
+    found = block.report.planned.search
+    assert found["metric"] is None
+    assert found["chosen"]["ratio"] <= 0.95
+    inside = [row for row in found["front"] if row["ratio"] <= 0.95]
+    least = min(row["distance"] for row in inside)
+    assert found["chosen"]["distance"] == least
+    assert quantized(loaded["encoder"])
+    table = block.report.table()
+    assert table.startswith("PTQ mixed_precision, target_size 0.95")
+
+
+def test_a_drop_cannot_be_measured_here(load, data):
+    with pytest.raises(KnobError, match="max_drop needs a metric"):
+        load(method="mixed_precision", max_drop=0.1, calibration_batches=data)
+    with pytest.raises(CalibrationError, match="calibration data"):
+        load(method="mixed_precision", target_size=0.5)
