@@ -17,6 +17,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_stablequant.brain import find_metrics, metrics_of
 from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.guard import test_name
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.environment import environment
@@ -46,7 +47,7 @@ class Agreement(PostTrainingQuantizer):
 
     def evaluate(self, brain, run, keys):
         """Run the float pass once, then one quantized pass for each runtime."""
-        name = self._test_name(brain)
+        name = test_name(brain, set())
         loss = run()
         metrics = find_metrics(brain)
         rows, expected = [], None

@@ -19,6 +19,7 @@ from pathlib import Path
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.brain import find_metrics
+from speechbrain_stablequant.guard import test_name
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.environment import environment
@@ -63,7 +64,7 @@ class MethodComparison(PostTrainingQuantizer):
 
     def evaluate(self, brain, run, keys):
         """Run the float pass once, then one quantized pass for each cell."""
-        base, name = self.settings, self._test_name(brain)
+        base, name = self.settings, test_name(brain, set())
         loss = run()
         metrics = find_metrics(brain)
         top = self._folder(brain)

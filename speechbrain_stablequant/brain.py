@@ -169,7 +169,11 @@ class BrainEvaluator(Evaluator):
 
     @property
     def metric(self) -> Metric:
-        """What is measured; known after the first batch."""
+        """What is measured; the first batch shows it."""
+        if self._metric is None:
+            # A journal may have answered everything so far.
+            for _, batch in self.batches([0]):
+                self.evaluate(batch)
         return self._metric or LOSS
 
     def batches(self, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:

@@ -46,6 +46,8 @@ def test_rows_share_a_float_pass_and_a_journal(experiment, capsys):
     for row in ("max_drop", "max_drop_8_32"):
         cost = by_name[row]["search"]["cost"]
         assert cost["resumed"] > 20  # layers, for each width
+        # Also of a search that found everything in the journal.
+        assert by_name[row]["search"]["metric"] == "WER"
     # Each row has results of its own; the float model is as it was.
     for row in done:
         own = folder / "mixed_precision" / row["row"]
