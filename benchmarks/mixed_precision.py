@@ -52,8 +52,13 @@ PAPER = ("W8A8", "W32")
 WIDTHS = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
 
 
-def _uniform(observer: str, bits: str = "W8A8") -> dict:
-    return {"method": "uniform", "observer": observer, "bits": bits}
+def _uniform(observer: str, bits: str = "W8A8", symmetric=True) -> dict:
+    return {
+        "method": "uniform",
+        "observer": observer,
+        "bits": bits,
+        "activation_symmetric": symmetric,
+    }
 
 
 def _mixed(candidates=WIDTHS, target_size=None, ranking="distance") -> dict:
@@ -62,6 +67,9 @@ def _mixed(candidates=WIDTHS, target_size=None, ranking="distance") -> dict:
         "candidates": candidates,
         "target_size": target_size,
         "ranking": ranking,
+        "observer": "mse",
+        # After a ReLU half of a symmetric range would stay unused.
+        "activation_symmetric": False,
     }
 
 
@@ -70,11 +78,13 @@ ROWS = {
     "uniform_percentile": _uniform("percentile"),
     "uniform_mse": _uniform("mse"),
     "uniform_entropy": _uniform("entropy"),
-    "uniform_mse_W4A8": _uniform("mse", "W4A8"),
+    "uniform_mse_affine": _uniform("mse", symmetric=False),
+    "uniform_mse_affine_W4A8": _uniform("mse", "W4A8", symmetric=False),
     "preset": {
         **preset_knobs("ecapa_tdnn_2024"),
         "preset": "ecapa_tdnn_2024",
         "observer": "mse",
+        "activation_symmetric": True,
     },
     "max_drop_8_32_metric": _mixed(PAPER, ranking="metric"),
     "max_drop_8_32": _mixed(PAPER),

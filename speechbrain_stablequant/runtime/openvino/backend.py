@@ -1,7 +1,5 @@
 """Compile with OpenVINO, and run what it compiled."""
 
-import contextlib
-import ctypes
 import io
 import logging
 import queue
@@ -19,6 +17,7 @@ from speechbrain_stablequant.runtime.backend import (
     quantized_layers,
 )
 from speechbrain_stablequant.runtime.lowering import Lowering, lowered
+from speechbrain_stablequant.runtime.memory import release_freed_memory
 from speechbrain_stablequant.runtime.openvino.graph import (
     name_weights,
     pack_low_bit,
@@ -61,7 +60,7 @@ class OpenVinoBackend(Backend):
     def build(self, module, signature, tensors):
         """Return a `Compiled`, and how its layers run."""
         model, structure = self._convert(module, signature, tensors)
-        release_memory()
+        release_freed_memory()
         compiled = core().compile_model(model, "CPU", self._config())
         return OpenVinoCompiled(
             compiled,
@@ -105,12 +104,6 @@ class OpenVinoBackend(Backend):
         return model, structure
 
 
-def release_memory() -> None:
-    """Give back what tracing has freed: glibc keeps several model sizes."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def _convert_traced(traced):
     """Convert a trace with the frontend itself, all dimensions dynamic.
 
@@ -141,6 +134,7 @@ class OpenVinoCompiled(Compiled):
         super().__init__(structure, example_shapes, layers)
         self.model = model
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
+        self._largest = 0  # bytes of inputs so far
 
     def export(self) -> bytes:
         """Return OpenVINO's own format of a compiled model."""
@@ -164,6 +158,10 @@ class OpenVinoCompiled(Compiled):
             ]
         finally:
             self._requests.put(request)
+            num_bytes = sum(array.nbytes for array in inputs)
+            if num_bytes > self._largest:
+                self._largest = num_bytes
+                release_freed_memory()
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
