@@ -58,6 +58,7 @@ def _uniform(observer: str, bits: str = "W8A8", symmetric=True) -> dict:
         "observer": observer,
         "bits": bits,
         "activation_symmetric": symmetric,
+        "activation_signed": symmetric,
     }
 
 
@@ -70,6 +71,7 @@ def _mixed(candidates=WIDTHS, target_size=None, ranking="distance") -> dict:
         "observer": "mse",
         # After a ReLU half of a symmetric range would stay unused.
         "activation_symmetric": False,
+        "activation_signed": False,
     }
 
 
@@ -85,6 +87,7 @@ ROWS = {
         "preset": "ecapa_tdnn_2024",
         "observer": "mse",
         "activation_symmetric": True,
+        "activation_signed": True,
     },
     "max_drop_8_32_metric": _mixed(PAPER, ranking="metric"),
     "max_drop_8_32": _mixed(PAPER),
