@@ -103,6 +103,8 @@ def trained(voxceleb, tmp_path_factory):
         batch_size=4,
         num_workers=0,
         split_ratio="[80, 20]",
+        ptq_candidates="[W8A8, W16]",
+        ptq_max_drop=5,
     )
     return folder / "out"
 
@@ -193,7 +195,11 @@ def test_best_checkpoint_is_quantized_after_fit(trained):
         assert validation["metrics"][name]["quantized"] is not None
     assert found["coverage"]["fraction"] >= 0.95
     assert found["unreached_layers"] == []
-    assert "PTQ W8A8 stablequant" in (trained / "train_log.txt").read_text()
+    chosen = found["search"]["chosen"]
+    assert chosen["change"] <= 5
+    assert set(chosen["bits"]) <= {"W8A8", "W16"}
+    log = (trained / "train_log.txt").read_text()
+    assert "PTQ mixed_precision, max_drop 5" in log
 
 
 def test_training_leaves_a_plan_and_checkpoints(trained):
