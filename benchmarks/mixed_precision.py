@@ -21,18 +21,22 @@ import json
 import re
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
 from speechbrain_stablequant.guard import test_name
-from speechbrain_stablequant.layers import kind_of, quantizable_layers
 from speechbrain_stablequant.presets import preset_knobs
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.report.front import bits_by_kind, find_plots
+from speechbrain_stablequant.report.front import (
+    bits_by_type,
+    find_plots,
+    sort_bits,
+)
 from speechbrain_stablequant.report.points import (
     Front,
     FrontPoint,
@@ -121,7 +125,6 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
         self.rows = sorted(rows, key=lambda row: row == "preset")
         self.results = {}
         self._kept: dict[str, tuple] = {}
-        self._kinds: dict[str, str] = {}
         self._names: set[str] = set()
         self._search_folder = None
 
@@ -150,13 +153,6 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
         self._write(top)
         return scored.float_loss
 
-    def _plan(self, brain, conversion):
-        self._kinds = {
-            name: kind_of(module)
-            for name, module, _ in quantizable_layers(conversion.root)
-        }
-        return super()._plan(brain, conversion)
-
     def _search(self, brain, conversion, digest):
         """Search with the journal in a folder that the rows share."""
         results = self.output_folder
@@ -179,7 +175,7 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
                 for key, value in dataclasses.asdict(self.settings).items()
                 if key in row_knobs(row, self.settings)
             },
-            "bits": bits_by_kind(self.report.planned, self._kinds),
+            "bits": bits_by_type(self.report.planned),
             "num_bytes": sum(f["num_bytes"] for f in plain["files"]),
             "float_num_bytes": sum(
                 f["float_num_bytes"] for f in plain["files"]
@@ -231,6 +227,7 @@ def markdown(rows: list[dict]) -> str:
         lines += [_line(_float_cells(*found[0], metrics))]
         lines += [_line(_cells(row, test, metrics)) for row, test in found]
         lines += [""]
+    lines += [*bits_table(rows), ""]
     for row in rows:
         if "failed" in row:
             why = textwrap.shorten(row["failed"], 200, placeholder=" ...")
@@ -258,17 +255,27 @@ def _metric_names(tests) -> list[str]:
 
 
 def _float_cells(row: dict, test: dict, metrics) -> list[str]:
-    values = [test["metrics"][name]["float"] for name in metrics]
+    values = [test["metrics"][name] for name in metrics]
     return [
         "*float*",
         f"{row['float_num_bytes'] / 1e6:.3f}",
         "100 %",
-        *(number(value, decimals(value)) for value in values),
+        *map(_float_cell, values),
         "",
         "",
         _speed(test["float_speed"]),
         "",
     ]
+
+
+def _float_cell(row: dict) -> str:
+    """Return the float model's metric and, in brackets, its own interval."""
+    digits = decimals(row["float"])
+    ends = row.get("float_interval") or [None]
+    if None in ends:
+        return number(row["float"], digits)
+    low, high = (number(end, digits) for end in ends)
+    return f"{number(row['float'], digits)} [{low}, {high}]"
 
 
 def _cells(row: dict, test: dict, metrics) -> list[str]:
@@ -295,12 +302,23 @@ def _metric_cell(row) -> str:
 
 
 def _bits(counts: dict) -> str:
-    """Return layers by kind and width: ``Conv1d 12 W4A8, 30 W8A8``."""
-    kinds = []
-    for kind, row in counts.items():
-        widths = ", ".join(f"{n} {bits}" for bits, (n, _) in row.items())
-        kinds.append(f"{kind} {widths}")
-    return "; ".join(kinds)
+    """Return the number of layers of each width: ``12 W4A8, 30 W8A8``."""
+    totals: Counter = Counter()
+    for row in counts.values():
+        totals.update({bits: count for bits, (count, _) in row.items()})
+    return ", ".join(f"{n} {bits}" for bits, n in sort_bits(totals).items())
+
+
+def bits_table(rows: list[dict]) -> list[str]:
+    """Return the widths of each type of layer, a column for each row."""
+    done = [row for row in rows if "failed" not in row]
+    types = list(dict.fromkeys(t for row in done for t in row["bits"]))
+    lines = [_line(["layers", *(row["row"] for row in done)])]
+    lines += ["|---" * (len(done) + 1) + "|"]
+    for kind in types:
+        cells = (_bits({kind: row["bits"].get(kind, {})}) for row in done)
+        lines.append(_line([f"`{kind}`", *cells]))
+    return lines
 
 
 def _cost(cost) -> str:

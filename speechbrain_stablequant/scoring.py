@@ -21,6 +21,7 @@ __all__ = [
     "Interval",
     "Item",
     "Metric",
+    "RateInterval",
     "ScoreEvaluator",
     "items_of",
     "paired_bootstrap",
@@ -95,6 +96,24 @@ class Metric:
         """
         return paired_bootstrap(before, after, self, confidence, samples, seed)
 
+    def interval(
+        self,
+        items: Iterable[Item],
+        confidence: float = 0.95,
+        samples: int = 2000,
+        seed: int = 1986,
+    ) -> "RateInterval":
+        """Return the metric of one system with its own interval.
+
+        Two systems on the same items differ by much less than their intervals
+        suggest; `compare` tells by how much.
+        """
+        ordered = sorted(items)
+        # Against a system without errors the change is the metric itself.
+        none = [item._replace(errors=0.0) for item in ordered]
+        found = paired_bootstrap(none, ordered, self, confidence, samples, seed)
+        return RateInterval(found.difference, found.low, found.high, confidence)
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -118,6 +137,27 @@ class Interval:
         if math.isnan(self.low):
             return f"{self.difference:+.2f}"
         return f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+@dataclass(frozen=True)
+class RateInterval:
+    """A metric of one system with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    def to_dict(self) -> dict:
+        """Return plain data; what is not known becomes None."""
+        row = {"value": self.value, "low": self.low, "high": self.high}
+        row = {k: None if math.isnan(v) else v for k, v in row.items()}
+        return {**row, "confidence": self.confidence}
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.2f}"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def paired_bootstrap(

@@ -22,10 +22,11 @@ from speechbrain_stablequant.report.tables import (
 from speechbrain_stablequant.settings import parse_bits
 
 __all__ = [
-    "bits_by_kind",
+    "bits_by_type",
     "chosen_bits",
     "find_plots",
     "front_lines",
+    "layer_type",
     "save_front",
 ]
 
@@ -47,48 +48,55 @@ _SENSITIVITY_FIELDS = (
 # -- bits of a plan ----------------------------------------------------------
 
 
-def bits_by_kind(
-    planned: Planned, kinds: Optional[Mapping[str, str]] = None
-) -> dict[str, dict[str, tuple[int, int]]]:
-    """Count layers and bytes by kind of layer and width.
+def layer_type(name: str) -> str:
+    """Return a pattern that stands for a layer and its like.
+
+    It can be used as it is in ``layer_bits`` and ``keep``.
+
+    Example
+    -------
+    >>> layer_type("model.blocks.2.res2net_block.blocks.0.conv.conv")
+    'model.blocks.*.res2net_block.blocks.*.conv.conv'
+    """
+    return ".".join("*" if p.isdigit() else p for p in name.split("."))
+
+
+def bits_by_type(planned: Planned) -> dict[str, dict[str, tuple[int, int]]]:
+    """Count layers and bytes by type of layer and width.
 
     Arguments
     ---------
     planned : Planned
         Any plan with its coverage.
-    kinds : dict, optional
-        Kind by layer name, for layers that stay float; a mixed-precision
-        search knows them.
 
     Returns
     -------
     dict
-        By kind and width (``W4A8``): number of layers, bytes of their weights
-        in a checkpoint.
+        By `layer_type` and width (``W4A8``, ``W32`` for float): number of
+        layers, bytes of their weights in a checkpoint.
     """
     layers = planned.plan.layers
-    known = {
-        row["layer"]: row["kind"]
-        for row in planned.search.get("sensitivity", ())
-        if isinstance(row, dict)  # StableQuant's has units
-    }
-    known.update(kinds or {})
     seen: dict[tuple[str, str], set[str]] = {}
     sizes: Counter = Counter()
+    types: dict[str, list[str]] = {}
     for row in planned.coverage.rows:
         if not row.is_weight:
             continue
         name = row.name.rpartition(".")[0]
         plan = layers.get(name) if row.status == "quantized" else None
-        kind = (plan.kind if plan else "") or known.get(name, "other")
-        key = kind, FLOAT if plan is None else _bits_of(plan)
+        bits = FLOAT if plan is None else _bits_of(plan)
+        key = layer_type(name), bits
+        if bits not in types.setdefault(key[0], []):
+            types[key[0]].append(bits)
         seen.setdefault(key, set()).add(name)
         sizes[key] += row.quantized_num_bytes
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for kind, bits in sorted(seen, key=lambda k: (k[0], _width(k[1]))):
-        count = len(seen[kind, bits]), sizes[kind, bits]
-        found.setdefault(kind, {})[bits] = count
-    return found
+    return {
+        kind: {
+            bits: (len(seen[kind, bits]), sizes[kind, bits])
+            for bits in sorted(found, key=_width)
+        }
+        for kind, found in types.items()
+    }
 
 
 def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
@@ -150,7 +158,7 @@ def front_lines(planned: Planned) -> list[str]:
     search = planned.search
     return [
         *_chosen_lines(search),
-        *bits_lines(bits_by_kind(planned)),
+        *bits_lines(bits_by_type(planned)),
         *_sensitive_lines(search, chosen_bits(planned.plan, search)),
         *_table_lines(search),
         cost_line(search["cost"]),
@@ -177,7 +185,7 @@ def _chosen_lines(search: dict) -> list[str]:
 
 
 def bits_lines(counts: Mapping[str, Mapping[str, tuple]]) -> list[str]:
-    """Return a table of layers and megabytes by kind and width.
+    """Return a table of layers and megabytes by type and width.
 
     Example
     -------

@@ -81,6 +81,7 @@ class TestResult:
             before = self.float_metrics.get(name)
             if before is not None:
                 row["float"] = metric.value(before[1])
+                row["float_interval"] = _ends(metric, before[1], seed)
                 row.update(_change(before[1], items, metric, seed))
             row["items"] = len(items)
             rows[name] = row
@@ -97,6 +98,12 @@ class TestResult:
 
 def _plain(value) -> Optional[dict]:
     return None if value is None else value.to_dict()
+
+
+def _ends(metric: Metric, items, seed: int) -> list[Optional[float]]:
+    """Return the ends of the interval of one system's metric."""
+    found = metric.interval(items, seed=seed).to_dict()
+    return [found["low"], found["high"]]
 
 
 def _change(before, after, metric: Metric, seed: int) -> dict:

@@ -2,7 +2,6 @@
 
 from speechbrain_stablequant.verification.backend import CosineBackend
 from speechbrain_stablequant.verification.metric import (
-    RateInterval,
     VerificationMetric,
 )
 from speechbrain_stablequant.verification.rates import eer, min_dcf
@@ -11,7 +10,6 @@ from speechbrain_stablequant.verification.trials import Trials
 
 __all__ = [
     "CosineBackend",
-    "RateInterval",
     "Trials",
     "VerificationMetric",
     "VerificationStats",

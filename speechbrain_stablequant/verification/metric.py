@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
@@ -10,12 +9,17 @@ from typing import Optional
 import numpy as np
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
-from speechbrain_stablequant.scoring import Interval, Item, Metric
+from speechbrain_stablequant.scoring import (
+    Interval,
+    Item,
+    Metric,
+    RateInterval,
+)
 from speechbrain_stablequant.verification.backend import CosineBackend
 from speechbrain_stablequant.verification.rates import SortedTrials
 from speechbrain_stablequant.verification.trials import Pairs, canonical_id
 
-__all__ = ["RateInterval", "VerificationMetric", "embedding_item"]
+__all__ = ["VerificationMetric", "embedding_item"]
 
 _RATES = {"EER": SortedTrials.eer, "minDCF": SortedTrials.min_dcf}
 _ELEMENTS = 1 << 20  # of a matrix of weights: small ones stay in cache
@@ -43,27 +47,6 @@ def embedding_item(key: str, embedding: np.ndarray) -> Item:
     """
     data = np.asarray(embedding, dtype="<f4").tobytes()
     return Item(key, 0.0, 1.0, base64.b64encode(data).decode("ascii"))
-
-
-@dataclass(frozen=True)
-class RateInterval:
-    """The error rate of one system with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-    confidence: float = 0.95
-
-    def to_dict(self) -> dict:
-        """Return plain data; what is not known becomes None."""
-        row = {"value": self.value, "low": self.low, "high": self.high}
-        row = {k: None if math.isnan(v) else v for k, v in row.items()}
-        return {**row, "confidence": self.confidence}
-
-    def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.value:.2f}"
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_rows_share_a_float_pass_and_a_journal(experiment, capsys):
         own = folder / "mixed_precision" / row["row"]
         assert (own / "report.json").is_file()
         assert (own / "plan.json").is_file()
-        assert row["bits"]["Conv1d"]
+        assert any("*" in name for name in row["bits"])
     assert not list(folder.glob("**/*.old"))
     text = capsys.readouterr().out
     assert text.count("| row | MB | bytes |") >= 2

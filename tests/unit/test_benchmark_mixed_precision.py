@@ -18,6 +18,7 @@ def result(row, num_bytes, values, knobs, failed=None):
         "loss": {"float": 0.0, "quantized": 0.0},
         "EER": {
             "float": 3.21,
+            "float_interval": [2.9, 3.5],
             "quantized": values[0],
             "change": values[0] - 3.21,
             "low": -0.1,
@@ -41,7 +42,10 @@ def result(row, num_bytes, values, knobs, failed=None):
     return {
         "row": row,
         "knobs": knobs,
-        "bits": {"Conv1d": {"W4A8": [12, 10], "W8A8": [30, 10]}},
+        "bits": {
+            "blocks.*.conv": {"W4A8": [12, 10], "W8A8": [20, 10]},
+            "fc": {"W8A8": [10, 10]},
+        },
         "num_bytes": num_bytes,
         "float_num_bytes": 20_000_000,
         "search": {"metric": "EER", "cost": cost} if searched else {},
@@ -80,13 +84,18 @@ def test_table(rows):
         "| row | MB | bytes | EER (change) | minDCF (change) | layers | search"
         " passes | speed | int8 layers |",
         "|---|---:|---:|---|---|---|---|---|---|",
-        "| *float* | 20.000 | 100 % | 3.21 | 0.0081 |  |  | 0.0300 |  |",
+        "| *float* | 20.000 | 100 % | 3.21 [2.90, 3.50] | 0.0081 |  |  | 0.0300 |  |",
         "| uniform_mse | 5.200 | 26.0% | 3.30 (+0.09 [-0.10, +0.20]) | 0.0082"
-        " (+0.0001) | Conv1d 12 W4A8, 30 W8A8 |  | 0.0100 (3.00 times) | 41 of"
+        " (+0.0001) | 12 W4A8, 30 W8A8 |  | 0.0100 (3.00 times) | 41 of"
         " 42 |",
         "| max_drop | 3.000 | 15.0% | 3.25 (+0.04 [-0.10, +0.20]) | 0.0080"
-        " (-0.0001) | Conv1d 12 W4A8, 30 W8A8 | 42 (19.2 computed, 210"
+        " (-0.0001) | 12 W4A8, 30 W8A8 | 42 (19.2 computed, 210"
         " evaluations known) | 0.0100 (3.00 times) | 41 of 42 |",
+        "",
+        "| layers | uniform_mse | max_drop |",
+        "|---|---|---|",
+        "| `blocks.*.conv` | 12 W4A8, 20 W8A8 | 12 W4A8, 20 W8A8 |",
+        "| `fc` | 10 W8A8 | 10 W8A8 |",
         "",
         "preset: KnobError: matches no layer.",
     ]
@@ -98,7 +107,7 @@ def test_each_test_set_has_a_table(rows):
     rows[2]["tests"].append(other)
     text = benchmark.markdown(rows)
     assert text.count("| *float* |") == 2
-    second = text[text.index("**other**") :]
+    second = text[text.index("**other**") : text.index("\n| layers |")]
     assert "max_drop" in second
     assert "uniform_mse" not in second
 
@@ -107,7 +116,7 @@ def test_reference_passes_have_no_speed(rows):
     test = rows[0]["tests"][0]
     test["runtime"] = test["quantized_speed"] = None
     line = benchmark.markdown(rows[:1]).splitlines()[5]
-    assert line.endswith("| Conv1d 12 W4A8, 30 W8A8 |  |  |  |")
+    assert line.endswith("| 12 W4A8, 30 W8A8 |  |  |  |")
     assert benchmark.runtimes(rows[:1]) == "reference execution"
 
 

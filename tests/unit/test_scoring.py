@@ -72,3 +72,10 @@ def test_one_item_has_a_change_but_no_interval():
 def test_other_utterances_are_refused():
     with pytest.raises(StableQuantError, match="2 and 3"):
         paired_bootstrap(items([1, 2]), items([1, 2, 3]), Metric())
+
+
+def test_one_system_has_an_interval_of_its_own():
+    found = Metric("WER").interval(items([0, 2] * 50))
+    assert found.value == Metric("WER").value(items([0, 2] * 50)) == 10
+    assert 6 < found.low < 10 < found.high < 14
+    assert str(Metric("WER").interval(items([1] * 9))) == "10.00 [10.00, 10.00]"

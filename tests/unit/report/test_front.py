@@ -7,10 +7,20 @@ import logging
 import sys
 
 import pytest
+from torch import nn
 
 from speechbrain_stablequant import report as report_package
+from speechbrain_stablequant.coverage import cover
+from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.plan import (
+    LayerPlan,
+    QuantizationPlan,
+    QuantizationScheme,
+)
 from speechbrain_stablequant.report import Report, front
 from speechbrain_stablequant.report.points import FrontPoint, mark_efficient
+from speechbrain_stablequant.settings import Settings
 
 from .helpers import planned, search_report, without_metric
 
@@ -25,20 +35,26 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_layers_and_bytes_are_counted_by_kind_and_width(search):
-    counts = front.bits_by_kind(planned(search))
+def test_layers_and_bytes_are_counted_by_type_and_width(search):
+    counts = front.bits_by_type(planned(search))
     assert counts == {
-        "Conv1d": {"W4A8": (1, 1000), "W8A8": (1, 1000)},
-        "Embedding": {"W4": (1, 250)},
-        "Linear": {"W32": (1, 1000)},
+        "model.conv1": {"W8A8": (1, 1000)},
+        "model.conv2": {"W4A8": (1, 1000)},
+        "model.embed": {"W4": (1, 250)},
+        "model.fc": {"W32": (1, 1000)},
     }
 
 
-def test_kinds_of_float_layers_may_be_given(search):
-    plan = planned({})
-    assert "other" in front.bits_by_kind(plan)
-    counts = front.bits_by_kind(plan, {"model.fc": "Linear"})
-    assert counts["Linear"] == {"W32": (1, 1000)}
+def test_layers_at_like_places_are_of_one_type():
+    conversion = Conversion(
+        nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+    )
+    layer = LayerPlan(QuantizationScheme(bits=4))
+    plan = QuantizationPlan({"0": layer, "2": layer})
+    coverage = cover(conversion, plan, Settings(method="uniform"))
+    assert front.bits_by_type(Planned(plan, coverage)) == {
+        "*": {"W4": (2, 2 * 64 * (32 + 4)), "W32": (1, 64 * 64 * 4)}
+    }
 
 
 def test_chosen_widths_are_spelled_as_the_candidates(search):
@@ -59,9 +75,10 @@ def test_text(search):
         "  on the search set: EER 3.21, quantized 3.26, +0.05 [-0.10, +0.20]"
         " points",
         "layers and MB       W4A8         W4       W8A8        W32",
-        "  Conv1d       1 (0.001)          -  1 (0.001)          -",
-        "  Embedding            -  1 (0.000)          -          -",
-        "  Linear               -          -          -  1 (0.001)",
+        "  model.conv1          -          -  1 (0.001)          -",
+        "  model.conv2  1 (0.001)          -          -          -",
+        "  model.embed          -  1 (0.000)          -          -",
+        "  model.fc             -          -          -  1 (0.001)",
         "most sensitive layers, distance     W4A8     W8A8  plan",
         "  model.fc                       8.0e-02  4.0e-04  W32",
         "  model.embed                    6.0e-02  3.0e-04  W4A8",

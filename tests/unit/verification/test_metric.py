@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-from speechbrain_stablequant.scoring import Interval, Item, Metric
+from speechbrain_stablequant.scoring import (
+    Interval,
+    Item,
+    Metric,
+    RateInterval,
+)
 from speechbrain_stablequant.verification import (
     CosineBackend,
-    RateInterval,
     Trials,
     VerificationMetric,
     eer,
