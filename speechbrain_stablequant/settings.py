@@ -123,7 +123,8 @@ class Settings:
         ``mixed_precision``: widths that a layer may get; 32 is float.
     max_drop : float, optional
         ``mixed_precision``: fewest bytes with the metric at most this much
-        worse, in its own unit (points for error rates).
+        worse, in its own unit: points for error rates, hundredths for a
+        loss (of perplexity, about percent).
     target_size : float, optional
         ``mixed_precision``: best metric within this part of the float bytes.
     ranking : str

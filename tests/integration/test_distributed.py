@@ -10,14 +10,20 @@ import pytest
 from . import folders, toy
 from .conftest import copy_experiment
 
+MIXED = """
+    method: mixed_precision
+    max_drop: 20
+    candidates: [W4A8, W8A8]
+    front_points: 2
+    search_utterances: 16
+"""
 
-@pytest.fixture(scope="module")
-def two_processes(trained, tmp_path_factory):
+
+def torchrun(trained, folder, knobs=""):
     """Run the toy recipe as a user would: ``torchrun train.py ...``."""
-    folder = tmp_path_factory.mktemp("ddp") / "experiment"
     copy_experiment(trained, folder)
     yaml = folder.parent / "toy_ptq.yaml"
-    yaml.write_text(toy.YAML.read_text() + toy.BLOCK)
+    yaml.write_text(toy.YAML.read_text() + toy.BLOCK + knobs)
     command = [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nproc_per_node", "2", "--standalone"),
@@ -34,6 +40,11 @@ def two_processes(trained, tmp_path_factory):
     )
     assert result.returncode == 0, result.stderr[-5000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(trained, tmp_path_factory):
+    return torchrun(trained, tmp_path_factory.mktemp("ddp") / "experiment")
 
 
 def journal(path) -> set:
@@ -87,3 +98,16 @@ def test_report_is_the_same(block_run, two_processes):
         assert mine["search"][part] == theirs["search"][part]
     for test, other in zip(mine["tests"], theirs["tests"]):
         assert test["metrics"] == other["metrics"]
+
+
+def test_mixed_precision_is_the_same(trained, tmp_path):
+    alone = copy_experiment(trained, tmp_path / "alone")
+    toy.run(toy.load(alone, block=toy.BLOCK + MIXED))
+    (tmp_path / "ddp").mkdir()
+    both = torchrun(trained, tmp_path / "ddp" / "experiment", MIXED)
+    mine, theirs = (f / "ptq" / "plan.json" for f in (both, alone))
+    assert mine.read_bytes() == theirs.read_bytes()
+    found, wanted = folders.report(both), folders.report(alone)
+    for part in ("sensitivity", "front", "chosen", "joint"):
+        assert found["search"][part] == wanted["search"][part]
+    assert (both / "ptq" / "search.rank1.jsonl").is_file()
