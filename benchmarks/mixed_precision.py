@@ -86,6 +86,8 @@ ROWS = {
     "uniform_entropy": _uniform("entropy"),
     "uniform_mse_affine": _uniform("mse", symmetric=False),
     "uniform_mse_affine_W4A8": _uniform("mse", "W4A8", symmetric=False),
+    "uniform_mse_affine_W3A8": _uniform("mse", "W3A8", symmetric=False),
+    "uniform_mse_affine_W2A8": _uniform("mse", "W2A8", symmetric=False),
     "preset": {
         **preset_knobs("ecapa_tdnn_2024"),
         "preset": "ecapa_tdnn_2024",
@@ -98,6 +100,7 @@ ROWS = {
     "max_drop": _mixed(),
     "target_0.25": _mixed(target_size=0.25),
     "target_0.125": _mixed(target_size=0.125),
+    "target_0.1": _mixed(target_size=0.1),
 }
 
 
