@@ -44,8 +44,8 @@ __all__ = ["search_mixed_precision"]
 logger = get_logger(__name__)
 
 _ROUNDS = 2  # of closing in on the budget between two sizes
-_BETWEEN = 3  # sizes measured in each
-_SUSPECTS = 6  # layers that repair looks at
+_BETWEEN = 2  # sizes measured in each
+_SUSPECTS = 4  # layers that repair looks at
 _TIE = 0.01  # weight of the distance beside the metric
 
 Choice = dict[str, str]
