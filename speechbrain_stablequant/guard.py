@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.kept_files import kept_files, with_suffix
@@ -58,6 +58,8 @@ def guarded(
         When the float pass began, in seconds since the epoch.
     """
     folder = _output_folder(brain)
+    # Another process may still be writing what its float pass has found.
+    ddp_barrier()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_checkpointers_off(brain))
         stack.enter_context(
@@ -71,6 +73,7 @@ def guarded(
                 stack.enter_context(kept_files(folder, skip, suffix, since))
             stack.enter_context(_redirected(brain, folder, suffix))
         yield
+        ddp_barrier()
 
 
 def _output_folder(brain) -> Optional[Path]:
