@@ -44,7 +44,9 @@ def plot_front(front: Front, stem: Path) -> list[Path]:
     """
     with styled():
         wide = 9.4 if front.extra else 7.2
-        figure = Figure(figsize=(wide, 4.4), layout="constrained")
+        # The legend names each extra point in two lines.
+        high = max(4.4, 1.2 + 0.36 * len(front.extra))
+        figure = Figure(figsize=(wide, high), layout="constrained")
         axes = figure.add_subplot()
         bottom, top = _limits(front)
         _draw_axes(axes, front, bottom, top)

@@ -32,6 +32,7 @@ from speechbrain_stablequant.runtime.tracing import (
 
 __all__ = ["OpenVinoBackend"]
 
+_WORTH_TRIMMING = 1.125  # a larger input; giving memory back takes time too
 _core = None
 
 
@@ -134,7 +135,7 @@ class OpenVinoCompiled(Compiled):
         super().__init__(structure, example_shapes, layers)
         self.model = model
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
-        self._largest = 0  # bytes of inputs so far
+        self._largest = 0  # bytes of inputs when memory was last given back
 
     def export(self) -> bytes:
         """Return OpenVINO's own format of a compiled model."""
@@ -159,7 +160,7 @@ class OpenVinoCompiled(Compiled):
         finally:
             self._requests.put(request)
             num_bytes = sum(array.nbytes for array in inputs)
-            if num_bytes > self._largest:
+            if num_bytes > _WORTH_TRIMMING * self._largest:
                 self._largest = num_bytes
                 release_freed_memory()
 
