@@ -1,0 +1,22 @@
+"""Language models for many domains: one trunk, small layers for each."""
+
+from speechbrain_stablequant.adapters.config import DomainConfig
+from speechbrain_stablequant.adapters.layers import (
+    BottleneckAdapter,
+    DomainLayers,
+)
+from speechbrain_stablequant.adapters.multi_domain import MultiDomainLM
+
+from speechbrain_stablequant.adapters.accounting import (  # isort: skip
+    AddedParameters,
+    added_parameters,
+)
+
+__all__ = [
+    "AddedParameters",
+    "BottleneckAdapter",
+    "DomainConfig",
+    "DomainLayers",
+    "MultiDomainLM",
+    "added_parameters",
+]

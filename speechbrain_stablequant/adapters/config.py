@@ -1,0 +1,118 @@
+"""What a domain adds to a common language model."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+from speechbrain_stablequant.errors import KnobError, nearest
+
+__all__ = ["DomainConfig"]
+
+_RELATED_LAYERS = ("none", "low_rank", "full")
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """The layers of one domain.
+
+    Arguments
+    ---------
+    bottleneck : int
+        Width of the adapters, of which each Transformer layer has two.
+    layer_norms : bool
+        Whether the domain has layer norms of its own.
+    related_layers : str
+        What it has of the output projection: ``none``, ``low_rank``, or
+        ``full`` as the paper's later domains.
+    rank : int
+        Rank of a ``low_rank`` output projection.
+    output_bias : bool
+        Whether the domain has a bias of its own in the output projection,
+        which is most of what word frequencies need. ``full`` includes it.
+
+    Raises
+    ------
+    KnobError
+        If a value is out of range.
+
+    Example
+    -------
+    >>> DomainConfig.of({"bottleneck": 8, "related_layers": "none"})
+    DomainConfig(bottleneck=8, layer_norms=True, related_layers='none', rank=8, output_bias=True)
+    """
+
+    bottleneck: int = 12
+    layer_norms: bool = True
+    related_layers: str = "low_rank"
+    rank: int = 8
+    output_bias: bool = True
+
+    def __post_init__(self):
+        for name in ("bottleneck", "rank"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise KnobError(f"{name} must be an integer, not {value!r}.")
+            if value < 1:
+                raise KnobError(f"{name} must be at least 1, not {value}.")
+        for name in ("layer_norms", "output_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise KnobError(
+                    f"{name} must be True or False, not "
+                    f"{getattr(self, name)!r}."
+                )
+        if self.related_layers not in _RELATED_LAYERS:
+            raise KnobError(
+                f"related_layers '{self.related_layers}' is unknown."
+                + nearest(self.related_layers, _RELATED_LAYERS)
+            )
+
+    @classmethod
+    def of(cls, value: Union["DomainConfig", Mapping, None]) -> "DomainConfig":
+        """Return a configuration from what a YAML file or a header has.
+
+        Arguments
+        ---------
+        value : DomainConfig, dict or None
+            None stands for the defaults.
+
+        Raises
+        ------
+        KnobError
+            If a knob is unknown or out of range.
+        """
+        if isinstance(value, cls):
+            return value
+        if value is None:
+            return cls()
+        if not isinstance(value, Mapping):
+            raise KnobError(
+                f"The knobs of a domain are a mapping, not {value!r}."
+            )
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in value:
+            if key not in known:
+                raise KnobError(
+                    f"A domain has no knob '{key}'." + nearest(key, known)
+                )
+        return cls(**value)
+
+    @classmethod
+    def paper(cls, first: bool, bottleneck: int = 32) -> "DomainConfig":
+        """Return the configuration of the paper (arXiv 2008.06208).
+
+        Arguments
+        ---------
+        first : bool
+            The first domain shares the output projection with the trunk, a
+            later one has its own.
+        bottleneck : int
+            Width of the adapters; the paper's is not known, 32 comes nearest
+            to its two percent.
+        """
+        related = "none" if first else "full"
+        return cls(bottleneck, True, related, output_bias=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,285 @@
+"""One file for each domain: all that it adds, and to which trunk.
+
+A domain is a `safetensors` file, like a quantized checkpoint: raw tensors
+behind a JSON header, nothing executed. Where the domain's layers are
+quantized it *is* a quantized checkpoint, packed, with the same header in its
+``extra`` data.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from speechbrain_stablequant import checkpoint
+from speechbrain_stablequant.adapters.config import DomainConfig
+from speechbrain_stablequant.container import order_header, write_atomically
+from speechbrain_stablequant.errors import (
+    CheckpointError,
+    KnobError,
+    StableQuantError,
+    nearest,
+)
+from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.plan import QuantizationPlan
+
+__all__ = [
+    "DomainHeader",
+    "load_domain",
+    "read_domain",
+    "save_domain",
+    "trunk_hash",
+]
+
+FORMAT = "speechbrain_stablequant.domain"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class DomainHeader:
+    """What a domain file says of itself.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+    name : str
+        Name of the domain.
+    config : DomainConfig
+        Its layers.
+    trunk : str
+        Hash of the trunk that it belongs to.
+    quantized : bool
+        Whether the file is a quantized checkpoint.
+    sha256 : str
+        Hash of the content of a float file.
+    """
+
+    path: Path
+    name: str
+    config: DomainConfig
+    trunk: str
+    quantized: bool
+    sha256: str = ""
+
+
+def trunk_hash(trunk: nn.Module) -> str:
+    """Return a SHA-256 over all weights of a trunk."""
+    return _digest(trunk.state_dict())
+
+
+def _digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_domain(
+    layers: nn.Module,
+    path: Union[str, Path],
+    name: str,
+    trunk: str,
+    plan: Optional[QuantizationPlan] = None,
+) -> Path:
+    """Write the layers of a domain; see `MultiDomainLM.save_domain`.
+
+    Arguments
+    ---------
+    layers : DomainLayers
+        The layers.
+    path : str or Path
+        Where to.
+    name : str
+        Name of the domain.
+    trunk : str
+        `trunk_hash` of its trunk.
+    plan : QuantizationPlan, optional
+        Plan of the whole model, where layers of the domain are quantized.
+
+    Raises
+    ------
+    StableQuantError
+        If layers are quantized and the plan does not name them.
+    """
+    about = {
+        "domain": name,
+        "config": layers.config.to_dict(),
+        "trunk": trunk,
+    }
+    if any(isinstance(m, QuantizedModule) for m in layers.modules()):
+        mine = _plan_of(layers, name, plan)
+        extra = {"domain_version": VERSION, **about}
+        return checkpoint.save_quantized(layers, path, mine, extra)
+    tensors = {
+        key: tensor.detach().cpu().clone().contiguous()
+        for key, tensor in layers.state_dict().items()
+    }
+    text = json.dumps(about, sort_keys=True)
+    header = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "domain": text,
+        "sha256": _digest(tensors, text),
+    }
+    path = Path(path)
+    write_atomically(path, order_header(save(tensors, metadata=header)))
+    return path
+
+
+def _plan_of(layers, name, plan) -> QuantizationPlan:
+    """Return the part of a plan that is about a domain."""
+    if plan is None:
+        raise StableQuantError(
+            f"Layers of domain '{name}' are quantized: pass the plan that "
+            "they were quantized with."
+        )
+    wanted = {
+        key
+        for key, m in layers.named_modules()
+        if isinstance(m, QuantizedModule)
+    }
+    marker = f"domains.{name}."
+    mine = {
+        key.rpartition(marker)[2]: layer
+        for key, layer in plan.layers.items()
+        if marker in key
+    }
+    if not wanted <= set(mine):
+        missing = sorted(wanted - set(mine))[0]
+        raise StableQuantError(
+            f"The plan does not name '{marker}{missing}', which is quantized."
+        )
+    return QuantizationPlan({key: mine[key] for key in sorted(wanted)})
+
+
+def read_domain(path: Union[str, Path]) -> DomainHeader:
+    """Return what a domain file says of itself.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no such file, or of another version.
+    """
+    path = Path(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+    except OSError as err:
+        raise CheckpointError(f"Cannot read {path}: {err}.") from err
+    except SafetensorError as err:
+        raise CheckpointError(
+            f"{path} is damaged or is not a domain file ({err})."
+        ) from err
+    quantized = header.get("format") == checkpoint.FORMAT
+    if quantized:
+        about = checkpoint.read_header(path)["extra"]
+        version = about.get("domain_version") if _is_dict(about) else None
+    elif header.get("format") == FORMAT:
+        about, version = _json(header.get("domain"), path), header["version"]
+    else:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of a domain "
+            f"(format: {header.get('format')!r})."
+        )
+    if str(version) != str(VERSION):
+        raise CheckpointError(
+            f"{path} is not a domain file of version {VERSION}, which this "
+            f"package reads (version: {version!r})."
+        )
+    for key, kind in (("domain", str), ("config", dict), ("trunk", str)):
+        if not _is_dict(about) or not isinstance(about.get(key), kind):
+            raise CheckpointError(f"{path} has no valid '{key}' in its header.")
+    try:
+        config = DomainConfig.of(about["config"])
+    except KnobError as err:
+        raise CheckpointError(f"{path}: {err}") from err
+    return DomainHeader(
+        path,
+        about["domain"],
+        config,
+        about["trunk"],
+        quantized,
+        header.get("sha256", ""),
+    )
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _json(text, path):
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as err:
+        raise CheckpointError(f"{path} has a damaged header: {err}.") from err
+
+
+def load_domain(
+    layers: nn.Module, header: DomainHeader, trunk: Optional[str]
+) -> None:
+    """Fill the layers of a domain from its file.
+
+    Arguments
+    ---------
+    layers : DomainLayers
+        New layers, made from the header's configuration.
+    header : DomainHeader
+        From `read_domain`.
+    trunk : str or None
+        `trunk_hash` of the trunk that they are for; None: do not compare.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or does not fit the trunk.
+    """
+    path = header.path
+    if trunk is not None and trunk != header.trunk:
+        raise CheckpointError(
+            f"{path} (domain '{header.name}') was trained on another trunk "
+            "than this one. Load the weights of the trunk first; where it was "
+            "quantized or fine-tuned since, say same_trunk=False."
+        )
+    if header.quantized:
+        checkpoint.load_quantized(layers, path)
+        return
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get("domain", "")
+    except (SafetensorError, OSError, ValueError) as err:
+        raise CheckpointError(f"{path} is damaged: {err}.") from err
+    if _digest(tensors, text) != header.sha256:
+        raise CheckpointError(
+            f"{path} does not match its own hash: it is damaged or was "
+            "changed. Copy or download it again."
+        )
+    _check_tensors(layers.state_dict(), tensors, path)
+    layers.load_state_dict(tensors)
+
+
+def _check_tensors(expected, tensors, path) -> None:
+    """Compare names, shapes and types with those that the trunk needs."""
+    for key in sorted(set(tensors) - set(expected)):
+        raise CheckpointError(
+            f"{path} has a tensor '{key}' for which this trunk has no place."
+            + nearest(key, expected)
+        )
+    for key, tensor in expected.items():
+        found = tensors.get(key)
+        if found is None:
+            raise CheckpointError(f"{path} has no '{key}'.")
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{path}: '{key}' is {found.dtype} {tuple(found.shape)}, this "
+                f"trunk needs {tensor.dtype} {tuple(tensor.shape)}."
+            )

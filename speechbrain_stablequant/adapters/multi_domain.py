@@ -1,0 +1,293 @@
+"""A language model for many domains: one frozen trunk, small layers for each.
+
+Lee et al., *Adaptable Multi-Domain Language Model for Transformer ASR*
+(arXiv 2008.06208, ICASSP 2021); the places of the adapters and of the layer
+norms are those of the companion patent (US 11,967,308).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+from speechbrain.lobes.models.RNNLM import RNNLM
+from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
+from torch import nn
+
+from speechbrain_stablequant.adapters import files
+from speechbrain_stablequant.adapters.config import DomainConfig
+from speechbrain_stablequant.adapters.layers import DomainLayers
+from speechbrain_stablequant.adapters.recurrent import RecurrentTrunk
+from speechbrain_stablequant.adapters.routing import Routing
+from speechbrain_stablequant.adapters.transformer import TransformerTrunk
+from speechbrain_stablequant.errors import StableQuantError, nearest
+
+__all__ = ["MultiDomainLM"]
+
+Domains = Union[str, Sequence[Optional[str]], None]
+_ACTIVE = object()
+_TRUNKS = {TransformerLM: TransformerTrunk, RNNLM: RecurrentTrunk}
+
+
+class MultiDomainLM(nn.Module):
+    """A frozen common language model with layers for each domain.
+
+    It takes the place of its trunk everywhere: in a recipe's Brain, in
+    ``TransformerLMScorer`` or ``RNNLMScorer``, in the rescorers, in
+    `PostTrainingQuantizer`. Which domain it speaks is set by `set_domain`, for
+    a whole batch or utterance by utterance.
+
+    Arguments
+    ---------
+    trunk : TransformerLM or RNNLM
+        The common model, float or quantized. Its parameters are frozen.
+    domains : dict, optional
+        For each domain to begin with the knobs of `DomainConfig`, or None for
+        the defaults.
+    domain : str, list or None
+        What to `set_domain` to.
+
+    Raises
+    ------
+    StableQuantError
+        If the trunk is of another kind, or a name cannot be used.
+
+    Example
+    -------
+    >>> trunk = TransformerLM(20, d_model=16, nhead=2, num_encoder_layers=2)
+    >>> lm = MultiDomainLM(trunk, {"music": {"bottleneck": 4}}, "music").eval()
+    >>> lm(torch.randint(1, 20, (3, 7))).shape
+    torch.Size([3, 7, 20])
+    >>> lm.set_domain(["music", None, "music"])  # None: the common domain
+    >>> lm(torch.randint(1, 20, (3, 7))).shape
+    torch.Size([3, 7, 20])
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        domains: Optional[Mapping] = None,
+        domain: Domains = None,
+    ):
+        super().__init__()
+        self._runner = _runner_of(trunk)
+        self.trunk = trunk
+        self.trunk.requires_grad_(False)
+        self.domains = nn.ModuleDict()
+        for name, config in (domains or {}).items():
+            self.add_domain(name, config)
+        self.set_domain(domain)
+
+    # -- which domains there are ------------------------------------------
+
+    def add_domain(self, name: str, config=None) -> DomainLayers:
+        """Add a domain that computes what the trunk does, until it is trained.
+
+        Arguments
+        ---------
+        name : str
+            Name of the domain: letters, digits, ``_`` and ``-``.
+        config : DomainConfig or dict, optional
+            Its layers.
+
+        Returns
+        -------
+        DomainLayers
+            The domain's layers.
+
+        Raises
+        ------
+        StableQuantError
+            If there is such a domain already, or the name cannot be used.
+        """
+        self._check_new(name)
+        layers = DomainLayers(DomainConfig.of(config), self._runner.sites)
+        return self._install(name, layers)
+
+    def _check_new(self, name: str) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise StableQuantError(
+                f"{name!r} cannot name a domain: use letters, digits, _ and -."
+            )
+        if name in self.domains:
+            raise StableQuantError(
+                f"There is a domain '{name}' already. Remove it first, or "
+                "choose another name."
+            )
+        if hasattr(self.domains, name):
+            raise StableQuantError(
+                f"'{name}' cannot name a domain: PyTorch uses that name."
+            )
+
+    def _install(self, name: str, layers: DomainLayers) -> DomainLayers:
+        like = next(self.trunk.parameters())
+        layers.to(like.device).train(self.training)
+        self.domains[name] = layers
+        return layers
+
+    def remove_domain(self, name: str) -> None:
+        """Remove a domain; where it was set, the trunk alone is."""
+        self._layers(name)
+        del self.domains[name]
+        domain = self._domain
+        if isinstance(domain, list):
+            self._domain = [None if d == name else d for d in domain]
+        elif domain == name:
+            self._domain = None
+
+    def save_domain(self, name: str, path, plan=None) -> Path:
+        """Write all that a domain adds to one file.
+
+        Arguments
+        ---------
+        name : str
+            The domain.
+        path : str or Path
+            Where to; an older file there is replaced only at the end.
+        plan : QuantizationPlan, optional
+            Plan of this model, where layers of the domain are quantized.
+
+        Returns
+        -------
+        Path
+            The path.
+
+        Raises
+        ------
+        StableQuantError
+            If there is no such domain, or quantized layers and no plan.
+        """
+        layers = self._layers(name)
+        return files.save_domain(
+            layers, path, name, files.trunk_hash(self.trunk), plan
+        )
+
+    def load_domain(
+        self,
+        path: Union[str, Path],
+        name: Optional[str] = None,
+        same_trunk: bool = True,
+    ) -> str:
+        """Add a domain that `save_domain` wrote.
+
+        Arguments
+        ---------
+        path : str or Path
+            The file.
+        name : str, optional
+            Another name for the domain than it was saved under.
+        same_trunk : bool
+            Whether to insist on the very trunk that the domain was trained
+            on. Say False for a trunk that was quantized since.
+
+        Returns
+        -------
+        str
+            The name of the domain.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged, or was made for another trunk. Nothing
+            is added then.
+        StableQuantError
+            If there is a domain of that name.
+        """
+        header = files.read_domain(path)
+        name = header.name if name is None else name
+        self._check_new(name)
+        expected = files.trunk_hash(self.trunk) if same_trunk else None
+        layers = DomainLayers(header.config, self._runner.sites)
+        files.load_domain(layers, header, expected)
+        self._install(name, layers)
+        return name
+
+    # -- which domain is spoken ---------------------------------------------
+
+    @property
+    def domain(self) -> Domains:
+        """What was set: a name, a list of names, or None for the trunk."""
+        return self._domain
+
+    def set_domain(self, domain: Domains) -> None:
+        """Say which domain a batch is of.
+
+        Arguments
+        ---------
+        domain : str, list or None
+            The name of a domain; None for the trunk alone; or a list with one
+            of these for each utterance. In a beam search the utterance's
+            domain holds for all its hypotheses.
+
+        Raises
+        ------
+        StableQuantError
+            If there is no such domain.
+        """
+        self._resolve(domain)
+        several = domain is not None and not isinstance(domain, str)
+        self._domain = list(domain) if several else domain
+
+    def _resolve(self, domain: Domains) -> list[Optional[DomainLayers]]:
+        names = (
+            [domain] if domain is None or isinstance(domain, str) else domain
+        )
+        return [None if n is None else self._layers(n) for n in names]
+
+    def _layers(self, name: str) -> DomainLayers:
+        if name not in self.domains:
+            raise StableQuantError(
+                f"There is no domain '{name}'."
+                + (
+                    nearest(name, self.domains)
+                    if len(self.domains)
+                    else " None was added."
+                )
+            )
+        return self.domains[name]
+
+    # -- execution -----------------------------------------------------------
+
+    def forward(self, tokens: torch.Tensor, hx=None, domain: Domains = _ACTIVE):
+        """Return the logits of the next token at each position.
+
+        Arguments
+        ---------
+        tokens : torch.Tensor
+            (rows, time); for an ``RNNLM`` also (rows,), one step.
+        hx : torch.Tensor or tuple, optional
+            Hidden states of an ``RNNLM``.
+        domain : str, list or None
+            As in `set_domain`, for this call only.
+
+        Returns
+        -------
+        torch.Tensor
+            (rows, time, tokens); as the trunk's, also with hidden states.
+        """
+        route = self.route(len(tokens), tokens.device, domain)
+        state = () if hx is None else (hx,)
+        return self._runner(tokens, route, *state)
+
+    def route(
+        self, rows: int, device: torch.device, domain: Domains = _ACTIVE
+    ) -> Routing:
+        """Return which rows of a batch go through which domain."""
+        chosen = self._domain if domain is _ACTIVE else domain
+        return Routing(self._resolve(chosen), rows, device)
+
+    def extra_repr(self) -> str:
+        """Name the domains."""
+        return f"domains: {', '.join(self.domains) or 'none'}"
+
+
+def _runner_of(trunk: nn.Module):
+    """Return what runs a trunk with the layers of domains in it."""
+    for kind, runner in _TRUNKS.items():
+        if isinstance(trunk, kind):
+            return runner(trunk)
+    raise StableQuantError(
+        f"A {type(trunk).__name__} cannot be the trunk of a MultiDomainLM: "
+        "expected SpeechBrain's TransformerLM or RNNLM."
+    )

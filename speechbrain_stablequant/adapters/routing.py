@@ -1,0 +1,125 @@
+"""Which rows of a batch go through which domain."""
+
+from collections.abc import Sequence
+from typing import Callable, Optional
+
+import torch
+from torch import nn
+
+from speechbrain_stablequant.adapters.layers import DomainLayers
+from speechbrain_stablequant.errors import StableQuantError
+
+__all__ = ["Routing"]
+
+
+class Routing:
+    """Sends the rows of a batch through the layers of their domains.
+
+    Arguments
+    ---------
+    domains : sequence
+        For each utterance its `DomainLayers`, or None for the trunk alone.
+        With one entry, all rows are of that domain.
+    rows : int
+        Number of rows. A beam search has several for each utterance, one
+        after the other, and an utterance's domain holds for all of them.
+    device : torch.device
+        Where the rows are.
+
+    Raises
+    ------
+    StableQuantError
+        If rows cannot be shared out evenly among the utterances.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Optional[DomainLayers]],
+        rows: int,
+        device: torch.device,
+    ):
+        if len(domains) == 0 or rows % len(domains):
+            raise StableQuantError(
+                f"{len(domains)} domains were set for a batch of {rows} rows. "
+                "Set one domain, or one for each utterance."
+            )
+        beams = rows // len(domains)
+        members: dict[int, list[int]] = {}
+        layers = {}
+        for index, domain in enumerate(domains):
+            layers[id(domain)] = domain
+            mine = range(index * beams, (index + 1) * beams)
+            members.setdefault(id(domain), []).extend(mine)
+        self._groups = [
+            (layers[key], torch.tensor(index, device=device))
+            for key, index in members.items()
+        ]
+        self._only = self._groups[0][0] if len(members) == 1 else None
+        self._mixed = len(members) > 1
+        if self._mixed:
+            order = torch.cat([index for _, index in self._groups])
+            self._back = torch.argsort(order)
+
+    def _run(self, x: torch.Tensor, function: Callable) -> torch.Tensor:
+        """Apply ``function(domain, rows)`` domain by domain."""
+        if not self._mixed:
+            return function(self._only, x)
+        parts = [function(domain, x[index]) for domain, index in self._groups]
+        return torch.cat(parts)[self._back]
+
+    def adapt(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Apply the adapters of a place to what its sub-layer returned.
+
+        Arguments
+        ---------
+        name : str
+            The place.
+        x : torch.Tensor
+            (rows, ...).
+        """
+        return self._run(
+            x, lambda domain, part: domain.adapt(name, part) if domain else part
+        )
+
+    def normalize(self, name: str, wrapper: nn.Module, x) -> torch.Tensor:
+        """Apply the layer norms of a place.
+
+        Arguments
+        ---------
+        name : str
+            The place.
+        wrapper : torch.nn.Module
+            The toolkit's ``LayerNorm`` of the trunk.
+        x : torch.Tensor
+            (rows, ..., features).
+        """
+
+        def normalize(domain, part):
+            if domain is None:
+                return wrapper(part)
+            return domain.normalize(name, wrapper.norm, part)
+
+        return self._run(x, normalize)
+
+    def project(self, projection: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Apply the output projection of the trunk and of the domains.
+
+        Arguments
+        ---------
+        projection : torch.nn.Module
+            The trunk's.
+        x : torch.Tensor
+            (rows, ..., features).
+
+        Returns
+        -------
+        torch.Tensor
+            Logits, (rows, ..., tokens).
+        """
+
+        def project(domain, part):
+            if domain is None:
+                return projection(part)
+            return domain.project(projection, part)
+
+        return self._run(x, project)
