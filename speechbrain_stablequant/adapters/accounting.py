@@ -83,7 +83,7 @@ def added_parameters(lm: MultiDomainLM) -> Iterable[AddedParameters]:
     ...         "later": DomainConfig.paper(first=False),
     ...     },
     ... )
-    >>> [f"{row.domain} {row.percent:.1f} %" for row in added_parameters(lm)]
+    >>> [f"{row.domain} {row.percent:.0f} %" for row in added_parameters(lm)]
     ['first 1.7 %', 'later 12.9 %']
     """
     trunk = num_parameters(lm.trunk)
