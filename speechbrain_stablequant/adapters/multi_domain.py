@@ -42,11 +42,13 @@ class MultiDomainLM(nn.Module):
     ---------
     trunk : TransformerLM or RNNLM
         The common model, float or quantized. Its parameters are frozen.
-    domains : dict, optional
-        For each domain to begin with the knobs of `DomainConfig`, or None for
-        the defaults.
+    domains : dict or list, optional
+        The domains to begin with; in a dict each with its knobs of
+        `DomainConfig`, or None.
     domain : str, list or None
         What to `set_domain` to.
+    config : DomainConfig or dict, optional
+        For domains without knobs of their own.
 
     Raises
     ------
@@ -67,16 +69,19 @@ class MultiDomainLM(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        domains: Optional[Mapping] = None,
+        domains: Union[Mapping, Sequence[str], None] = None,
         domain: Domains = None,
+        config: Union[DomainConfig, Mapping, None] = None,
     ):
         super().__init__()
         self._runner = _runner_of(trunk)
         self.trunk = trunk
         self.trunk.requires_grad_(False)
         self.domains = nn.ModuleDict()
-        for name, config in (domains or {}).items():
-            self.add_domain(name, config)
+        if not isinstance(domains, Mapping):
+            domains = dict.fromkeys(domains or ())
+        for name, own in domains.items():
+            self.add_domain(name, config if own is None else own)
         self.set_domain(domain)
 
     # -- which domains there are ------------------------------------------

@@ -141,6 +141,13 @@ if __name__ == "__main__":
     # Tokenizer, and weights to start from where the YAML has any
     hparams["pretrainer"].collect_files()
     hparams["pretrainer"].load_collected()
+    if "start_from" in hparams:
+        start_from = hparams["start_from"]
+        if start_from.recover_if_possible(min_key="PPL") is None:
+            raise FileNotFoundError(
+                f"No checkpoint to start from in {start_from.checkpoints_dir}: "
+                "train the common language model first."
+            )
 
     # here we create the datasets objects as well as tokenization and encoding
     train_data, valid_data, test_datasets, train_loader_opts = dataio_prepare(
@@ -174,4 +181,12 @@ if __name__ == "__main__":
             test_data,
             min_key="PPL",
             test_loader_kwargs=hparams["test_dataloader_opts"],
+        )
+
+    # What a domain adds goes into a file of its own
+    if "domain_file" in hparams:
+        hparams["checkpointer"].recover_if_possible(min_key="PPL")
+        run_on_main(
+            hparams["model"].save_domain,
+            args=[hparams["domain"], hparams["domain_file"]],
         )

@@ -1,0 +1,1 @@
+../LibriSpeech/LM/text_prepare.py
