@@ -84,7 +84,7 @@ def added_parameters(lm: MultiDomainLM) -> Iterable[AddedParameters]:
     ...     },
     ... )
     >>> [f"{row.domain} {row.percent:.0f} %" for row in added_parameters(lm)]
-    ['first 1.7 %', 'later 12.9 %']
+    ['first 2 %', 'later 13 %']
     """
     trunk = num_parameters(lm.trunk)
     rows = []

@@ -19,6 +19,7 @@ from torch import nn
 
 from speechbrain_stablequant import checkpoint
 from speechbrain_stablequant.adapters.config import DomainConfig
+from speechbrain_stablequant.adapters.layers import DomainLayers, Sites
 from speechbrain_stablequant.container import order_header, write_atomically
 from speechbrain_stablequant.errors import (
     CheckpointError,
@@ -39,6 +40,7 @@ __all__ = [
 
 FORMAT = "speechbrain_stablequant.domain"
 VERSION = 1
+_DTYPES = ("F32", "BF16", "F16")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def save_domain(
     trunk : str
         `trunk_hash` of its trunk.
     plan : QuantizationPlan, optional
-        Plan of the whole model, where layers of the domain are quantized.
+        Plan of the whole model or of the domain alone, where layers of the
+        domain are quantized.
 
     Raises
     ------
@@ -148,10 +151,11 @@ def _plan_of(layers, name, plan) -> QuantizationPlan:
         if isinstance(m, QuantizedModule)
     }
     marker = f"domains.{name}."
+    # A domain that was quantized alone, or loaded, has a plan of its own.
     mine = {
         key.rpartition(marker)[2]: layer
         for key, layer in plan.layers.items()
-        if marker in key
+        if marker in key or key in wanted
     }
     if not wanted <= set(mine):
         missing = sorted(wanted - set(mine))[0]
@@ -175,7 +179,7 @@ def read_domain(path: Union[str, Path]) -> DomainHeader:
             header = file.metadata() or {}
     except OSError as err:
         raise CheckpointError(f"Cannot read {path}: {err}.") from err
-    except SafetensorError as err:
+    except (SafetensorError, ValueError) as err:
         raise CheckpointError(
             f"{path} is damaged or is not a domain file ({err})."
         ) from err
@@ -184,7 +188,8 @@ def read_domain(path: Union[str, Path]) -> DomainHeader:
         about = checkpoint.read_header(path)["extra"]
         version = about.get("domain_version") if _is_dict(about) else None
     elif header.get("format") == FORMAT:
-        about, version = _json(header.get("domain"), path), header["version"]
+        about = _json(header.get("domain"), path)
+        version = header.get("version")
     else:
         raise CheckpointError(
             f"{path} is a safetensors file, but not one of a domain "
@@ -224,18 +229,23 @@ def _json(text, path):
 
 
 def load_domain(
-    layers: nn.Module, header: DomainHeader, trunk: Optional[str]
-) -> None:
-    """Fill the layers of a domain from its file.
+    header: DomainHeader, sites: Sites, trunk: Optional[str]
+) -> DomainLayers:
+    """Make the layers of a domain and fill them from its file.
 
     Arguments
     ---------
-    layers : DomainLayers
-        New layers, made from the header's configuration.
     header : DomainHeader
         From `read_domain`.
+    sites : Sites
+        Where the trunk takes the layers.
     trunk : str or None
         `trunk_hash` of the trunk that they are for; None: do not compare.
+
+    Returns
+    -------
+    DomainLayers
+        The layers, as exact as the file has them.
 
     Raises
     ------
@@ -249,12 +259,17 @@ def load_domain(
             "than this one. Load the weights of the trunk first; where it was "
             "quantized or fine-tuned since, say same_trunk=False."
         )
+    layers = _without_memory(header, sites)
     if header.quantized:
-        checkpoint.load_quantized(layers, path)
-        return
+        checkpoint.load_quantized(layers, path)  # compares shapes only
+        layers = _without_memory(header, sites).to_empty(device="cpu")
+        return checkpoint.load_quantized(layers, path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = list(file.keys())
+            found = {key: file.get_slice(key) for key in keys}
+            _check_tensors(layers.state_dict(), found, path)
+            tensors = {key: file.get_tensor(key) for key in keys}
             text = (file.metadata() or {}).get("domain", "")
     except (SafetensorError, OSError, ValueError) as err:
         raise CheckpointError(f"{path} is damaged: {err}.") from err
@@ -263,23 +278,38 @@ def load_domain(
             f"{path} does not match its own hash: it is damaged or was "
             "changed. Copy or download it again."
         )
-    _check_tensors(layers.state_dict(), tensors, path)
-    layers.load_state_dict(tensors)
+    layers.load_state_dict(tensors, assign=True)
+    return layers
 
 
-def _check_tensors(expected, tensors, path) -> None:
+def _without_memory(header: DomainHeader, sites: Sites) -> DomainLayers:
+    """Return a domain's layers without values.
+
+    A header may claim any width: nothing of that size is allocated until the
+    file has turned out to hold as much.
+    """
+    try:
+        with torch.device("meta"):
+            return DomainLayers(header.config, sites)
+    except (RuntimeError, TypeError, OverflowError) as err:
+        raise CheckpointError(
+            f"{header.path} asks for layers that cannot be: {header.config}."
+        ) from err
+
+
+def _check_tensors(expected, found, path) -> None:
     """Compare names, shapes and types with those that the trunk needs."""
-    for key in sorted(set(tensors) - set(expected)):
+    for key in sorted(set(found) - set(expected)):
         raise CheckpointError(
             f"{path} has a tensor '{key}' for which this trunk has no place."
             + nearest(key, expected)
         )
     for key, tensor in expected.items():
-        found = tensors.get(key)
-        if found is None:
+        if key not in found:
             raise CheckpointError(f"{path} has no '{key}'.")
-        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+        shape, dtype = found[key].get_shape(), found[key].get_dtype()
+        if shape != list(tensor.shape) or dtype not in _DTYPES:
             raise CheckpointError(
-                f"{path}: '{key}' is {found.dtype} {tuple(found.shape)}, this "
-                f"trunk needs {tensor.dtype} {tuple(tensor.shape)}."
+                f"{path}: '{key}' is {dtype} {tuple(shape)}, this trunk needs "
+                f"floats {tuple(tensor.shape)}."
             )

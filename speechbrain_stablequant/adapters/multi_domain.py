@@ -127,7 +127,7 @@ class MultiDomainLM(nn.Module):
 
     def _install(self, name: str, layers: DomainLayers) -> DomainLayers:
         like = next(self.trunk.parameters())
-        layers.to(like.device).train(self.training)
+        layers.to(like.device, like.dtype).train(self.training)
         self.domains[name] = layers
         return layers
 
@@ -201,10 +201,12 @@ class MultiDomainLM(nn.Module):
         """
         header = files.read_domain(path)
         name = header.name if name is None else name
-        self._check_new(name)
+        try:
+            self._check_new(name)
+        except StableQuantError as err:
+            raise StableQuantError(f"Cannot add {path}: {err}") from None
         expected = files.trunk_hash(self.trunk) if same_trunk else None
-        layers = DomainLayers(header.config, self._runner.sites)
-        files.load_domain(layers, header, expected)
+        layers = files.load_domain(header, self._runner.sites, expected)
         self._install(name, layers)
         return name
 
@@ -230,9 +232,10 @@ class MultiDomainLM(nn.Module):
         StableQuantError
             If there is no such domain.
         """
+        if domain is not None and not isinstance(domain, str):
+            domain = list(domain)
         self._resolve(domain)
-        several = domain is not None and not isinstance(domain, str)
-        self._domain = list(domain) if several else domain
+        self._domain = domain
 
     def _resolve(self, domain: Domains) -> list[Optional[DomainLayers]]:
         names = (
@@ -253,6 +256,19 @@ class MultiDomainLM(nn.Module):
         return self.domains[name]
 
     # -- execution -----------------------------------------------------------
+
+    def __call__(self, tokens, hx=None, domain: Domains = _ACTIVE):
+        """Call `forward` with the domain that is set as an argument.
+
+        A runtime keeps a compiled graph for each way of calling a module; it
+        would not see that the domain has changed otherwise. A list of domains
+        is no way of calling that comes again: the modules inside run compiled.
+        """
+        domain = self._domain if domain is _ACTIVE else domain
+        one = domain is None or isinstance(domain, str)
+        if not one and "forward" in vars(self):
+            return type(self).forward(self, tokens, hx, domain)
+        return super().__call__(tokens, hx, domain=domain)
 
     def forward(self, tokens: torch.Tensor, hx=None, domain: Domains = _ACTIVE):
         """Return the logits of the next token at each position.
@@ -291,6 +307,11 @@ def _runner_of(trunk: nn.Module):
     """Return what runs a trunk with the layers of domains in it."""
     for kind, runner in _TRUNKS.items():
         if isinstance(trunk, kind):
+            if type(trunk).forward is not kind.forward:
+                raise StableQuantError(
+                    f"{type(trunk).__name__} has a forward of its own, which "
+                    f"would not be called: use {kind.__name__} as the trunk."
+                )
             return runner(trunk)
     raise StableQuantError(
         f"A {type(trunk).__name__} cannot be the trunk of a MultiDomainLM: "

@@ -51,12 +51,18 @@ class Routing:
             mine = range(index * beams, (index + 1) * beams)
             members.setdefault(id(domain), []).extend(mine)
         self._groups = [
-            (layers[key], torch.tensor(index, device=device))
+            (layers[key], torch.tensor(index, dtype=torch.long, device=device))
             for key, index in members.items()
         ]
         self._only = self._groups[0][0] if len(members) == 1 else None
         self._mixed = len(members) > 1
         if self._mixed:
+            if torch.jit.is_tracing():
+                # The graph would keep which rows these are, for any batch.
+                raise StableQuantError(
+                    "A batch of several domains cannot be traced: trace one "
+                    "domain at a time."
+                )
             order = torch.cat([index for _, index in self._groups])
             self._back = torch.argsort(order)
 
