@@ -216,6 +216,8 @@ def dequantize(quantized: Quantized, scheme: QuantizationScheme):
 def fake_quantize(x, scale, zero_point, scheme):
     """Quantize and dequantize an activation, per tensor.
 
+    The gradient goes straight through, within the range that is kept.
+
     Arguments
     ---------
     x : torch.Tensor
@@ -235,7 +237,11 @@ def fake_quantize(x, scale, zero_point, scheme):
     if scheme.is_float:
         return x.to(integer_dtype(scheme)).to(x.dtype)
     if scheme.is_binary:
-        return torch.where(x >= 0, scale, -scale).to(x.dtype)
+        levels = torch.where(x >= 0, scale, -scale)
+        if x.requires_grad and torch.is_grad_enabled():
+            inside = x.clamp(-scale, scale)
+            levels = levels + (inside - inside.detach())  # adds zero
+        return levels.to(x.dtype)
     # The operator exists for float32 only on some devices; scales stay float32.
     real = torch.fake_quantize_per_tensor_affine(
         x.to(torch.float32), scale, zero_point, scheme.qmin, scheme.qmax
