@@ -6,6 +6,7 @@ from speechbrain_stablequant.adapters.layers import (
     DomainLayers,
 )
 from speechbrain_stablequant.adapters.multi_domain import MultiDomainLM
+from speechbrain_stablequant.adapters.scorer import TransformerLMScorerWithCache
 
 from speechbrain_stablequant.adapters.accounting import (  # isort: skip
     AddedParameters,
@@ -18,5 +19,6 @@ __all__ = [
     "DomainConfig",
     "DomainLayers",
     "MultiDomainLM",
+    "TransformerLMScorerWithCache",
     "added_parameters",
 ]
