@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import torch
 from speechbrain.decoders.scorer import TransformerLMScorer
@@ -15,7 +15,7 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_stablequant.adapters.cache import BeamCache
-from speechbrain_stablequant.adapters.fused import FusedDomain
+from speechbrain_stablequant.adapters.fused import FusedDomain, FusedMixture
 from speechbrain_stablequant.adapters.multi_domain import MultiDomainLM
 from speechbrain_stablequant.adapters.routing import Routing
 from speechbrain_stablequant.adapters.transformer import TransformerTrunk
@@ -63,11 +63,14 @@ class _Model:
             (m, {}) for m in lm.modules() if isinstance(m, QuantizedModule)
         ]
 
-    def route(self, tokens: torch.Tensor) -> Routing:
+    def route(self, tokens: torch.Tensor) -> Union[Routing, FusedMixture]:
         """Return which domains the rows go through."""
         rows = len(tokens)
         if rows not in self._routes:
-            self._routes[rows] = Routing(self._domains, rows, tokens.device)
+            route = Routing(self._domains, rows, tokens.device)
+            if len(set(map(id, self._layers))) > 1:
+                route = FusedMixture(self._layers, route)
+            self._routes[rows] = route
         return self._routes[rows]
 
     @contextlib.contextmanager

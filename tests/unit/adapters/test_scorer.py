@@ -19,71 +19,20 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.adapters import DomainConfig, MultiDomainLM
 from speechbrain_stablequant.adapters.cache import BeamCache
 from speechbrain_stablequant.adapters.scorer import (
     TransformerLMScorerWithCache,
 )
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.layers import QuantizedModule
-
-VOCAB = 23
-DOMAINS = {
-    "default": DomainConfig(bottleneck=3, rank=2),
-    "first": DomainConfig.paper(first=True, bottleneck=2),
-    "later": DomainConfig.paper(first=False, bottleneck=2),
-    "plain": DomainConfig(2, False, "low_rank", 2, False),
-    "bias": DomainConfig(2, related_layers="none"),
-}
-
-
-def make_lm(layers=2, **knobs):
-    knobs = {"d_ffn": 24, "activation": nn.GELU, **knobs}
-    lm = TransformerLM(VOCAB, 16, 4, layers, 0, **knobs).eval()
-    for parameter in lm.parameters():  # biases and norms that matter
-        nn.init.normal_(parameter, parameter.mean().item(), 0.3)
-    return lm
-
-
-def make_domains(domain=None, **knobs):
-    lm = MultiDomainLM(make_lm(**knobs), DOMAINS, domain).eval()
-    for parameter in lm.domains.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return lm
-
-
-def permutation(utterances, beams):
-    """Return for each hypothesis one of the same utterance."""
-    first = torch.arange(utterances).unsqueeze(1) * beams
-    return (first + torch.randint(beams, (utterances, beams))).flatten()
-
-
-def compare(lm, steps=12, utterances=2, beams=3, bos=1, temperature=1.0, **at):
-    """Drive both scorers as a beam search does; return the memories."""
-    cached = TransformerLMScorerWithCache(lm, temperature)
-    stock = TransformerLMScorer(lm, temperature)
-    memory = cached.reset_mem(torch.zeros(utterances, 5, 4), None)
-    prefix = stock.reset_mem(torch.zeros(utterances, 5, 4), None)
-    rows = utterances * beams
-    tokens = torch.full((rows,), bos)
-    for step in range(steps):
-        scores, memory = cached.score(tokens, memory, None, None)
-        expected, prefix = stock.score(tokens, prefix, None, None)
-        assert scores.shape == expected.shape == (rows, VOCAB)
-        torch.testing.assert_close(
-            scores,
-            expected,
-            rtol=0,
-            atol=at.get("atol", 1e-4),
-            equal_nan=True,
-            msg=lambda text, step=step: f"Step {step}: {text}",
-        )
-        index = permutation(utterances, beams)
-        memory = cached.permute_mem(memory, index)
-        prefix = stock.permute_mem(prefix, index)
-        tokens = torch.randint(VOCAB, (rows,))
-    return memory, prefix
-
+from tests.unit.adapters.scorer_helpers import (
+    DOMAINS,
+    VOCAB,
+    compare,
+    make_domains,
+    make_lm,
+    permutation,
+)
 
 # -- scores --------------------------------------------------------------------
 
@@ -111,11 +60,25 @@ def test_any_language_model(
 @pytest.mark.parametrize("normalize_before", [True, False])
 @pytest.mark.parametrize(
     "domain",
-    [None, *DOMAINS, ["later", None], ["first", "default"], ["bias", "bias"]],
+    [
+        None,
+        *DOMAINS,
+        ["later", None],
+        ["first", "default"],
+        ["default", None],
+        ["bias", "plain"],
+        ["plain", "plain"],
+    ],
     ids=str,
 )
 def test_domains(domain, normalize_before):
     compare(make_domains(domain, normalize_before=normalize_before))
+
+
+@pytest.mark.parametrize("missing", [["plain"], ["plain", "first"]], ids=str)
+def test_many_domains_in_a_batch(missing):
+    domains = [None, "default", "bias", *missing, "default"]
+    compare(make_domains(domains), utterances=len(domains), steps=6)
 
 
 def test_long_searches_forget_what_no_hypothesis_needs():
@@ -297,6 +260,8 @@ def test_domains_with_quantized_activations():
     quantize(lm, calibration(), bits="W8A8", progress=False)
     adapter = next(iter(lm.domains["default"].adapters.values()))
     assert isinstance(adapter.down, QuantizedModule)
+    compare(lm, atol=0.5)
+    lm.set_domain(["default", None])
     compare(lm, atol=0.5)
 
 
