@@ -1,0 +1,402 @@
+"""Domains in the toolkit's own search, rescoring, checkpoints and recipes."""
+
+import copy
+import random
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from speechbrain.decoders import S2STransformerBeamSearcher
+from speechbrain.decoders.scorer import (
+    CTCScorer,
+    RescorerBuilder,
+    ScorerBuilder,
+    TransformerLMRescorer,
+    TransformerLMScorer,
+)
+from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
+from speechbrain.nnet.linear import Linear
+from speechbrain.utils.checkpoints import Checkpointer
+
+from speechbrain_stablequant import load_quantized, quantize, read_header
+from speechbrain_stablequant.adapters import MultiDomainLM, files
+from speechbrain_stablequant.errors import CheckpointError
+
+from . import folders
+from .real_data import run_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+COMMON = RECIPES / "LibriSpeech" / "LM"
+ADAPTERS = RECIPES / "MultiDomainLM"
+VOCAB, WIDTH, EOS = 11, 32, 2
+
+
+def language_model(vocab=VOCAB, *names, seed=0):
+    """Return a model whose domains differ a lot."""
+    torch.manual_seed(seed)
+    trunk = TransformerLM(
+        vocab,
+        d_model=WIDTH,
+        nhead=2,
+        num_encoder_layers=2,
+        d_ffn=64,
+        activation=torch.nn.GELU,
+    )
+    lm = MultiDomainLM(trunk, names).eval()
+    for parameter in lm.domains.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return lm
+
+
+# -- shallow fusion ----------------------------------------------------------------
+
+
+@pytest.fixture
+def search():
+    """Return a searcher that fuses a language model, and encoder states."""
+    torch.manual_seed(1)
+    net = TransformerASR(
+        tgt_vocab=VOCAB,
+        input_size=8,
+        d_model=WIDTH,
+        nhead=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        d_ffn=64,
+    ).eval()
+    ctc, out = (
+        Linear(input_size=WIDTH, n_neurons=VOCAB),
+        Linear(input_size=WIDTH, n_neurons=VOCAB),
+    )
+    states = torch.randn(4, 9, WIDTH)
+
+    def run(lm, rows=slice(None), weight=0.8):
+        scorer = ScorerBuilder(
+            full_scorers=[
+                TransformerLMScorer(language_model=lm, temperature=1.15),
+                CTCScorer(ctc_fc=ctc, blank_index=0, eos_index=EOS),
+            ],
+            weights={"transformerlm": weight, "ctc": 0.4},
+        )
+        searcher = S2STransformerBeamSearcher(
+            modules=[net, out],
+            bos_index=1,
+            eos_index=EOS,
+            min_decode_ratio=0.0,
+            max_decode_ratio=1.0,
+            using_eos_threshold=False,
+            beam_size=4,
+            temperature=1.15,
+            scorer=scorer,
+        )
+        part = states[rows]
+        with torch.no_grad():
+            hyps, _, scores, _ = searcher(part, torch.ones(len(part)))
+        return hyps, scores.flatten()
+
+    return run
+
+
+def test_trunk_alone_in_search(search):
+    lm = language_model(VOCAB, "a")
+    expected, scores = search(lm.trunk)
+    found, same = search(lm)
+    assert found == expected
+    assert torch.allclose(same, scores)
+
+
+@pytest.mark.parametrize("bits", [None, "W8"])
+def test_domains_of_one_search_are_those_of_separate_ones(search, bits):
+    lm = language_model(VOCAB, "a", "b")
+    names = ["a", None, "b", "a"]
+    if bits is not None:
+        quantize(lm, bits=bits, progress=False)
+    found = {}
+    for name in ("a", "b", None):
+        lm.set_domain(name)
+        found[name] = search(lm)[0]
+    assert found["a"] != found["b"] != found[None] != found["a"]
+    lm.set_domain(names)
+    together, scores = search(lm)
+    for row, name in enumerate(names):
+        lm.set_domain(name)
+        hyps, score = search(lm, slice(row, row + 1))
+        assert together[row] == hyps[0]
+        assert torch.allclose(scores[row], score[0], atol=1e-4)
+
+
+# -- rescoring -----------------------------------------------------------------------------
+
+MUSIC = [
+    "PLAY SOME JAZZ",
+    "PLAY THE NEXT SONG",
+    "STOP THE MUSIC",
+    "PLAY A SONG",
+]
+MONEY = ["PAY MY BILL", "SEND MONEY HOME", "PAY THE RENT", "SEND A BILL"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("tokenizer") / "tiny"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(MUSIC + MONEY),
+        model_prefix=str(prefix),
+        vocab_size=32,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(f"{prefix}.model")
+
+
+def learn(lm, tokenizer, domain, sentences, steps=30):
+    """Train a domain on a few sentences."""
+    rows = [[1, *tokenizer.encode_as_ids(s), 2] for s in sentences]
+    tensors = [torch.tensor(row) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    optimizer = torch.optim.AdamW(lm.parameters(), 0.02)
+    for _ in range(steps):
+        logits = lm(ids[:, :-1], domain=domain).flatten(0, 1)
+        loss = F.cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_rescoring_by_domain(tokenizer):
+    """The same hypotheses, ordered as each utterance's domain has them."""
+    lm = MultiDomainLM(language_model(32).trunk, ["music", "money"]).eval()
+    learn(lm, tokenizer, "music", MUSIC)
+    learn(lm, tokenizer, "money", MONEY)
+    hyps = ["PLAY THE RENT", "PAY THE RENT", "PLAY THE SONG", "SEND MONEY"]
+    scores = [0.0] * len(hyps)
+
+    def rescore(*names):
+        lm.set_domain(list(names) if len(names) > 1 else names[0])
+        rescorer = RescorerBuilder(
+            rescorers=[
+                TransformerLMRescorer(
+                    lm, tokenizer, device="cpu", bos_index=1, eos_index=2
+                )
+            ],
+            weights={"transformerlm": 1.0},
+        )
+        topk = [list(hyps) for _ in names]
+        return rescorer.rescore(topk, [list(scores) for _ in names])
+
+    together, levels = rescore("money", "music", None)
+    assert together[0][0] == "PAY THE RENT"
+    assert together[1][0] == "PLAY THE SONG"
+    for row, name in enumerate(("money", "music", None)):
+        (alone,), (level,) = rescore(name)
+        assert alone == together[row]
+        assert level == pytest.approx(levels[row], rel=1e-4)
+
+
+# -- checkpoints of the toolkit --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [None, "W8A8"])
+def test_stock_checkpointer(tmp_path, bits):
+    batch = torch.randint(1, VOCAB, (3, 7))
+
+    def make(seed):
+        lm = language_model(VOCAB, "a", "b", seed=seed)
+        if bits is not None:
+            quantize(lm.trunk, [batch], bits=bits, progress=False)
+        return lm
+
+    lm, other = make(0), make(0)
+    for parameter in other.domains.parameters():
+        torch.nn.init.normal_(parameter)
+    Checkpointer(tmp_path, {"model": lm}).save_checkpoint()
+    Checkpointer(tmp_path, {"model": other}).recover_if_possible()
+    for name in ("a", "b", None):
+        assert torch.equal(other(batch, domain=name), lm(batch, domain=name))
+    fewer = copy.deepcopy(lm)
+    fewer.remove_domain("a")
+    with pytest.raises(RuntimeError, match=r"domains\.a"):
+        Checkpointer(tmp_path, {"model": fewer}).recover_if_possible()
+
+
+# -- recipes -------------------------------------------------------------------------------------
+
+SUBJECTS = "the cat|a dog|my friend|the old man|a sparrow|she|he".split("|")
+VERBS = "sees|likes|follows|finds|knows|hears".split("|")
+OBJECTS = "the house|a tree|the river|bread|a song|the night".split("|")
+STYLES = "jazz|rock|folk|soul|blues|swing".split("|")
+TINY = {
+    "output_neurons": 36,
+    "number_of_epochs": 2,
+    "d_model": 32,
+    "nhead": 2,
+    "num_encoder_layers": 2,
+    "d_ffn": 64,
+    "transformer_dropout": 0.0,
+    "precision": "fp32",
+}
+
+
+def sentences(pattern, count, seed):
+    rng = random.Random(seed)
+    return "".join(
+        pattern.format(
+            *(rng.choice(x) for x in (SUBJECTS, VERBS, OBJECTS, STYLES))
+        )
+        + "\n"
+        for _ in range(count)
+    )
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    books, music = "{0} {1} {2} and {3}", "play some {3} music {2}"
+    for name, pattern, count in (
+        ("books_a.train", books, 300),
+        ("books_a.test", books, 20),
+        ("sgd_music.train", music, 120),
+        ("sgd_music.dev", music, 20),
+        ("sgd_music.test", music, 30),
+    ):
+        path = folder / f"{name}.txt"
+        path.write_text(sentences(pattern, count, seed=name))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def common(text, tmp_path_factory):
+    """Train the common model and quantize it, as its README says."""
+    out = tmp_path_factory.mktemp("common") / "out"
+    yaml = COMMON / "hparams" / "transformer_mini.yaml"
+    run_recipe(
+        COMMON,
+        "train.py",
+        yaml,
+        data_folder=text,
+        output_folder=out,
+        held_out="{valid: 20, common: 20}",
+        lr=0.005,
+        ptq_runtime="reference",
+        dynamic_batch_sampler="{num_buckets: 4, max_batch_length: 600}",
+        **TINY,
+    )
+    return out
+
+
+def perplexity(folder):
+    """Return the float and the quantized perplexity of a report."""
+    found = folders.report(folder)
+    (test,) = found["tests"]
+    metric = test["metrics"]["PPL"]
+    assert test["metrics"]["BPC"]["float"] > 0
+    return metric
+
+
+def test_common_model(common):
+    metric = perplexity(common)
+    assert 1 < metric["float"] < 30
+    assert metric["quantized"] == pytest.approx(metric["float"], rel=0.05)
+    assert metric["quantized"] != metric["float"]
+    written = (common / "perplexity_common.txt").read_text()
+    assert f"Perplexity: {metric['float']:.4f}" in written
+    plan = read_header(common / "ptq" / "checkpoint" / "model.ckpt")["plan"]
+    assert len(plan.layers) == 3 + 2 * 4  # with embedding and output
+
+
+@pytest.fixture(scope="module")
+def domain(common, text, tmp_path_factory):
+    """Train a domain on the common model, and quantize both together."""
+    out = tmp_path_factory.mktemp("domain") / "out"
+    adapt(common, text, out, "adapters.yaml", ptq_runtime="reference")
+    return out
+
+
+def adapt(common, text, out, yaml, **overrides):
+    run_recipe(
+        ADAPTERS,
+        "train.py",
+        ADAPTERS / "hparams" / yaml,
+        data_folder=text,
+        output_folder=out,
+        common_folder=common,
+        tokenizer_file=common / "save" / "36_unigram.model",
+        lr=0.01,
+        dynamic_batch_sampler="{num_buckets: 4, max_batch_length: 600}",
+        **{**TINY, "number_of_epochs": 3, **overrides},
+    )
+
+
+def trunk_of(common):
+    """Return the common model as its best checkpoint has it."""
+    (kept,) = (common / "save").glob("CKPT+*")
+    trunk = TransformerLM(
+        36,
+        d_model=32,
+        nhead=2,
+        num_encoder_layers=2,
+        d_ffn=64,
+        activation=torch.nn.GELU,
+        normalize_before=True,
+    )
+    state = torch.load(kept / "model.ckpt", weights_only=True)
+    trunk.load_state_dict(state)
+    return trunk.eval()
+
+
+def test_domain_recipe(common, domain):
+    """The trunk stays as it was, the domain's file fits it, both quantize."""
+    metric = perplexity(domain)
+    assert 1 < metric["float"] < perplexity(common)["float"]
+    assert metric["quantized"] == pytest.approx(metric["float"], rel=0.05)
+    found = folders.report(domain)
+    assert found["unreached_layers"] == []
+    assert found["coverage"]["fraction"] >= 0.95
+    lm = MultiDomainLM(trunk_of(common)).eval()
+    assert lm.load_domain(domain / "music.safetensors") == "music"
+    (kept,) = (domain / "save").glob("CKPT+*")
+    state = torch.load(kept / "model.ckpt", weights_only=True)
+    for name, tensor in lm.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    header = files.read_domain(domain / "music.safetensors")
+    assert header.trunk == files.trunk_hash(lm.trunk)
+
+
+def test_domain_helps(common, domain, text):
+    """On its own text, against the trunk alone."""
+    lm = MultiDomainLM(trunk_of(common)).eval()
+    lm.load_domain(domain / "music.safetensors")
+    model = common / "save" / "36_unigram.model"
+    tokenizer = sentencepiece.SentencePieceProcessor(str(model))
+    lines = (text / "sgd_music.test.txt").read_text().splitlines()
+    nats = {"music": 0.0, None: 0.0}
+    for line in lines:
+        ids = torch.tensor([1, *tokenizer.encode_as_ids(line), 2])
+        for name in nats:
+            with torch.no_grad():
+                logits = lm(ids[None, :-1], domain=name)[0]
+            loss = F.cross_entropy(logits, ids[1:], reduction="sum")
+            nats[name] += loss.item()
+    assert nats["music"] < 0.8 * nats[None]
+
+
+def test_domain_on_the_quantized_trunk(common, text, tmp_path):
+    """Trained on what the common recipe's block left, integers as they were."""
+    out = tmp_path / "out"
+    adapt(common, text, out, "adapters_quantized_trunk.yaml")
+    trunk = load_quantized(
+        trunk_of(common), common / "ptq" / "checkpoint" / "model.ckpt"
+    )
+    lm = MultiDomainLM(trunk).eval()
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    lm.load_domain(out / "music.safetensors")
+    (kept,) = (out / "save").glob("CKPT+*")
+    state = torch.load(kept / "model.ckpt", weights_only=True)
+    for name, tensor in before.items():
+        assert torch.equal(state[f"trunk.{name}"], tensor), name
+    with pytest.raises(CheckpointError, match="another trunk"):
+        MultiDomainLM(trunk_of(common)).load_domain(out / "music.safetensors")
