@@ -376,20 +376,19 @@ def main(arguments=None) -> list[dict]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     cells = [(name, rows) for name in options.sizes for rows in options.rows]
-    results = []
+    found = {
+        "command": " ".join(map(shlex.quote, sys.argv)),
+        "environment": environment(),
+        "results": [],
+    }
+    results = found["results"]
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     for name, rows in tqdm(cells, unit="cell"):
         results.append(measure(name, SIZES[name], rows, options))
-    command = " ".join(map(shlex.quote, sys.argv))
-    found = {
-        "command": command,
-        "environment": environment(),
-        "results": results,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(overhead_table(results), search_table(results), sep="\n\n")
     print()
-    print(", ".join(f"{k} {v}" for k, v in environment().items()))
+    print(", ".join(f"{k} {v}" for k, v in found["environment"].items()))
     return results
 
 
