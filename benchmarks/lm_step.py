@@ -13,8 +13,9 @@ questions, each with its Markdown table:
   of the toolkit's scorer would take minutes, it is timed at some of its steps
   and those between are interpolated; the table marks it.
 
-Writes JSON with every timing (``--json``). Hypotheses of real searches merge
-less and later than random ones do, so that a cache has somewhat more to keep.
+Writes JSON with every timing (``--json``). How soon the hypotheses of a real
+search have a common past depends on its scores; random ones do after some
+twenty steps.
 """
 
 import argparse
