@@ -19,9 +19,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from speechbrain_stablequant.report.environment import environment
-
 from benchmarks.multi_domain_models import Model, evaluate, load_sentences
+from speechbrain_stablequant.checkpoint import save_quantized
+from speechbrain_stablequant.report.environment import environment
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "MultiDomainLM"
 DOMAINS = {
@@ -68,9 +68,9 @@ def _system(hparams, *arguments, trunk=None):
 SYSTEMS = {
     "full": _system("full.yaml"),
     "scratch": _system("scratch.yaml"),
-    "ours": _system("adapters.yaml"),
+    "ours": _system("adapters_distilled.yaml"),
+    "ours, no teacher": _system("adapters.yaml"),
     "paper": _system("adapters.yaml", "--domain_layers"),
-    "int8 trunk": _system("adapters_quantized_trunk.yaml", trunk="W8A8"),
     "int4 trunk": _system("adapters_quantized_trunk.yaml", trunk="W4"),
     "music trunk": _system("adapters.yaml", trunk="music"),
 }
@@ -78,7 +78,8 @@ SYSTEMS = {
 
 def folder_of(system: str, domain: str, options) -> Path:
     """Return the experiment folder of a system for a domain."""
-    return options.output_folder / system.replace(" ", "_") / domain
+    name = system.replace(",", "").replace(" ", "_")
+    return options.output_folder / name / domain
 
 
 def _train(system, domain, options) -> None:
@@ -104,10 +105,13 @@ def _train(system, domain, options) -> None:
     if "--domain_layers" in what["arguments"]:
         related = "none" if domain == options.domains[0] else "full"
         arguments += ["--domain_layers", PAPER % related]
+    if "distilled" in what["hparams"]:
+        teacher = folder_of("full", domain, options)
+        arguments += ["--teacher_folder", str(teacher)]
     if what["trunk"] == "music":
         arguments += _common_as_domain(options, folder)
     elif what["trunk"]:
-        trunk = options.output_folder / "trunks" / f"{what['trunk']}.ckpt"
+        trunk = _quantized_trunk(what["trunk"], options)
         arguments += ["--quantized_trunk", str(trunk)]
     print(f"{system}, {domain}: {folder}", flush=True)
     script = [sys.executable, "train.py", f"hparams/{what['hparams']}"]
@@ -119,6 +123,20 @@ def _train(system, domain, options) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+def _quantized_trunk(bits: str, options) -> Path:
+    """Return the file of a quantized common model, made where needed."""
+    path = options.output_folder / "trunks" / f"{bits}.ckpt"
+    if not path.is_file():
+        model = Model.load(options.common_folder)
+        result = model.quantize_trunk(bits, _valid_sentences(options))
+        save_quantized(model.lm, path, result.plan)
+    return path
+
+
+def _valid_sentences(options) -> list[str]:
+    return load_sentences(options.common_folder / "save" / "valid.csv")
 
 
 def folder_made(folder: Path) -> Path:
@@ -176,21 +194,28 @@ def _report(options) -> None:
     print("| " + " | ".join(COLUMNS) + " |")
     print("|:---" * 2 + "|---:" * (len(COLUMNS) - 2) + "|")
     for domain in options.domains:
-        base = Model.common(options.common_folder)
-        add("common", domain, base)
+        full = folder_of("full", domain, options)
+        full = Model.load(full) if full.is_dir() else None
+        add("common", domain, Model.load(options.common_folder), full)
         for system in options.systems:
             name = "common" if system == "music trunk" else domain
             folder = folder_of(system, name, options)
             if (folder / "train_log.txt").is_file():
-                full = folder_of("full", domain, options)
-                reference = Model.load(full) if system != "full" else None
-                add(system, name, Model.load(folder), reference)
+                model = full if system == "full" else Model.load(folder)
+                add(system, name, model, full)
+        ours = folder_of("ours", domain, options)
+        for bits in QUANTIZED if ours.is_dir() else ():
+            model = Model.load(ours)
+            model.quantize_trunk(bits, _valid_sentences(options))
+            add(f"ours, {bits} trunk", domain, model, full)
     path = options.output_folder / "results.json"
     result = {"rows": rows, "environment": environment()}
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"Written to {path}")
 
 
+# Of the trunk; the domain's layers stay as they were trained on the float one
+QUANTIZED = ("W8A8", "W4")
 COLUMNS = (
     "system",
     "domain",

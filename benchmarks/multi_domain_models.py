@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from speechbrain_stablequant import quantize
 from speechbrain_stablequant.adapters import MultiDomainLM, added_parameters
 from speechbrain_stablequant.layers.base import cached_weights
 from speechbrain_stablequant.perplexity import PerplexityStats
@@ -56,17 +57,12 @@ class Model:
         if checkpointer.recover_if_possible(min_key="PPL") is None:
             raise FileNotFoundError(f"No checkpoint in {folder}/save.")
         lm, added, domain = hparams["model"].eval(), 100.0, None
+        if "common_folder" not in hparams:
+            added = 0.0
         if isinstance(lm, MultiDomainLM):
             (row,) = added_parameters(lm)
             added, domain = row.percent, row.domain
         return cls(lm, hparams["tokenizer"], added, domain)
-
-    @classmethod
-    def common(cls, folder: Path) -> "Model":
-        """Load the common model, which adds nothing."""
-        model = cls.load(folder)
-        model.added_percent = 0.0
-        return model
 
     @torch.no_grad()
     def score(self, sentences: list[str]) -> PerplexityStats:
@@ -87,6 +83,28 @@ class Model:
                 del order[-len(some) :]
                 self._append(stats, some, tokens, sentences)
         return stats
+
+    def quantize_trunk(self, bits: str, sentences: list[str]):
+        """Quantize the common model, calibrated on its own text.
+
+        Arguments
+        ---------
+        bits : str
+            ``W8A8``, or ``W4``: the weights alone, in groups of 64.
+        sentences : list of str
+            Text to calibrate with.
+
+        Returns
+        -------
+        QuantizationResult
+            With the plan.
+        """
+        trunk = getattr(self.lm, "trunk", self.lm)
+        grouped = {"weight_granularity": "per_group", "weight_group_size": 64}
+        knobs = grouped if "A" not in bits else {}
+        ids = [[1, *self.tokenizer.encode_as_ids(t)] for t in sentences[:256]]
+        batches = [torch.tensor([tokens]) for tokens in ids]
+        return quantize(trunk, batches, bits=bits, progress=False, **knobs)
 
     def _append(self, stats, some, tokens, sentences):
         bos, eos = 1, 2

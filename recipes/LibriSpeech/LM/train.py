@@ -14,6 +14,7 @@ import sys
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
@@ -23,23 +24,45 @@ logger = get_logger(__name__)
 
 # Define training procedure
 class LM(sb.Brain):
+    teacher = None
+
     def compute_forward(self, batch, stage):
         """Forward computations from the sentence batches to the output probabilities."""
         batch = batch.to(self.device)
         tokens_bos, _ = batch.tokens_bos
         logits = self.modules.model(tokens_bos)
-        return self.hparams.log_softmax(logits.float())
+        log_probs = self.hparams.log_softmax(logits.float())
+        if stage != sb.Stage.TRAIN or self.teacher is None:
+            return log_probs, None
+        with torch.no_grad():
+            logits = self.teacher(tokens_bos)
+        return log_probs, self.hparams.log_softmax(logits.float())
 
     def compute_objectives(self, predictions, batch, stage):
-        """Computes the loss of a token, averaged over the batch."""
+        """Computes the loss of a token, averaged over the batch.
+
+        With a teacher it is, for the most part, the distance of its
+        probabilities (Hinton et al., arXiv 1503.02531).
+        """
+        log_probs, teacher_log_probs = predictions
         tokens_eos, tokens_len = batch.tokens_eos
         if stage != sb.Stage.TRAIN:
             self.perplexity.append(
-                batch.id, predictions, tokens_eos, batch.wrd, tokens_len
+                batch.id, log_probs, tokens_eos, batch.wrd, tokens_len
             )
-        return self.hparams.compute_cost(
-            predictions, tokens_eos, length=tokens_len
+        loss = self.hparams.compute_cost(
+            log_probs, tokens_eos, length=tokens_len
         )
+        if teacher_log_probs is None:
+            return loss
+        distance = torch.nn.functional.kl_div(
+            log_probs, teacher_log_probs, reduction="none", log_target=True
+        ).sum(-1)
+        lengths = torch.round(tokens_len * tokens_eos.shape[1])
+        inside = length_to_mask(lengths, tokens_eos.shape[1])
+        distance = (distance * inside).sum() / inside.sum()
+        weight = self.hparams.distillation_weight
+        return (1 - weight) * loss + weight * distance
 
     def on_stage_start(self, stage, epoch):
         """Gets called at the beginning of each epoch."""
@@ -114,6 +137,15 @@ def dataio_prepare(hparams):
     return train_data, valid_data, test_datasets, {"batch_sampler": sampler}
 
 
+def recover_best(checkpointer):
+    """Loads the best checkpoint of another experiment."""
+    if checkpointer.recover_if_possible(min_key="PPL") is None:
+        raise FileNotFoundError(
+            f"No checkpoint to start from in {checkpointer.checkpoints_dir}: "
+            "train that language model first."
+        )
+
+
 if __name__ == "__main__":
     # CLI:
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
@@ -141,13 +173,9 @@ if __name__ == "__main__":
     # Tokenizer, and weights to start from where the YAML has any
     hparams["pretrainer"].collect_files()
     hparams["pretrainer"].load_collected()
-    if "start_from" in hparams:
-        start_from = hparams["start_from"]
-        if start_from.recover_if_possible(min_key="PPL") is None:
-            raise FileNotFoundError(
-                f"No checkpoint to start from in {start_from.checkpoints_dir}: "
-                "train the common language model first."
-            )
+    for key in ("start_from", "teacher_from"):
+        if key in hparams:
+            recover_best(hparams[key])
 
     # here we create the datasets objects as well as tokenization and encoding
     train_data, valid_data, test_datasets, train_loader_opts = dataio_prepare(
@@ -162,6 +190,10 @@ if __name__ == "__main__":
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+
+    if "teacher" in hparams:
+        teacher = hparams["teacher"].to(lm_brain.device)
+        lm_brain.teacher = teacher.eval().requires_grad_(False)
 
     # Training
     lm_brain.fit(
