@@ -31,6 +31,8 @@ DOMAINS = {
     "medical": "medquad_medical",
     "banking": "clinc_banking",
 }
+# As many parameters as a later domain of the paper, in adapters
+WIDE = "{bottleneck: 96, rank: 48}"
 # The paper's bottleneck is not known: two percent of this trunk
 PAPER = "{bottleneck: 16, related_layers: %s, output_bias: False}"
 
@@ -70,7 +72,8 @@ SYSTEMS = {
     "scratch": _system("scratch.yaml"),
     "ours": _system("adapters_distilled.yaml"),
     "ours, no teacher": _system("adapters.yaml"),
-    "paper": _system("adapters.yaml", "--domain_layers"),
+    "paper": _system("adapters.yaml"),
+    "ours, wide": _system("adapters_distilled.yaml", "--domain_layers", WIDE),
     "int4 trunk": _system("adapters_quantized_trunk.yaml", trunk="W4"),
     "music trunk": _system("adapters.yaml", trunk="music"),
 }
@@ -102,7 +105,8 @@ def _train(system, domain, options) -> None:
     ]
     if domain in DOMAINS:
         arguments += ["--corpus", DOMAINS[domain]]
-    if "--domain_layers" in what["arguments"]:
+    arguments += what["arguments"]
+    if system == "paper":
         related = "none" if domain == options.domains[0] else "full"
         arguments += ["--domain_layers", PAPER % related]
     if "distilled" in what["hparams"]:
