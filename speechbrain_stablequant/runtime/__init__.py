@@ -15,8 +15,10 @@ from speechbrain_stablequant.runtime.execution import (
     UnitReport,
 )
 from speechbrain_stablequant.runtime.onnx import ExportedOnnx, export_onnx
+from speechbrain_stablequant.runtime.state import IN_PARTS
 
 __all__ = [
+    "IN_PARTS",
     "Acceleration",
     "ExportedOnnx",
     "LayerExecution",

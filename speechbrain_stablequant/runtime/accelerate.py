@@ -123,7 +123,9 @@ def accelerate(
     of the model as can be converted at once; the same compiled model serves
     all later calls, of any batch size and length and from any thread. Results
     are compared with plain torch the first time that a shape changes. A
-    module in training mode runs on plain torch.
+    module in training mode runs on plain torch. A module with state that
+    decides what it computes, and that is neither a tensor nor an argument,
+    has to say so: see `speechbrain_stablequant.runtime.state`.
 
     Arguments
     ---------

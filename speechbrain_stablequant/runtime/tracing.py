@@ -44,7 +44,7 @@ def is_inert() -> bool:
 
 @dataclass(frozen=True)
 class Signature:
-    """One way of calling a module: everything but the tensors' contents.
+    """One way of running a module: everything but the tensors' contents.
 
     Two calls with the same signature can share a compiled model. The same
     tensor given twice stays the same one: attention tells self-attention by
@@ -57,10 +57,13 @@ class Signature:
     leaves : tuple
         For each leaf ``("tensor", index, dtype, dimensions)`` or
         ``("value", value, type)``.
+    state : tuple of str
+        Of the module, see `speechbrain_stablequant.runtime.state`.
     """
 
     spec: Any
     leaves: tuple
+    state: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args, kwargs) -> tuple["Signature", list[torch.Tensor]]:
@@ -90,7 +93,7 @@ class Signature:
         return cls(spec, tuple(leaves)), tensors
 
     def __hash__(self):
-        return hash((str(self.spec), self.leaves))
+        return hash((str(self.spec), self.leaves, self.state))
 
     def arguments(self, tensors: Sequence[torch.Tensor]):
         """Return ``(args, kwargs)`` with these tensors in place."""
@@ -102,7 +105,7 @@ class Signature:
 
     def describe(self) -> str:
         """Return text that is the same in every process."""
-        return f"{self.spec} {self.leaves}"
+        return f"{self.spec} {self.leaves} {self.state}"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ Every module that holds quantized layers is given a `Unit`. The outermost one
 that is called tries to compile itself; what it contains is then part of its
 graph. Where that fails it runs as before, and the modules inside get their
 chance: a graph is as large as can be, whatever method a searcher or a recipe
-enters a model through.
+enters a model through. There is one graph for each way of calling a module and
+for each state that it says to be in (see `speechbrain_stablequant.runtime.state`).
 """
 
 import threading
 import time
+from dataclasses import replace
 from typing import Optional
 
 import torch
@@ -19,6 +21,7 @@ from speechbrain_stablequant.errors import ExecutionError, StableQuantError
 from speechbrain_stablequant.layers import QuantizedModule
 from speechbrain_stablequant.runtime.execution import UnitReport
 from speechbrain_stablequant.runtime.lowering import planned_int8
+from speechbrain_stablequant.runtime.state import ModuleState, execution_states
 from speechbrain_stablequant.runtime.tracing import (
     Signature,
     inert,
@@ -62,7 +65,7 @@ class Unit:
         self.variants: dict[Signature, _Variant] = {}
         self.reports: list[UnitReport] = []
         self._lock = threading.RLock()
-        self._state: tuple = ((), [])
+        self._state = ModuleState()
         self._ready = True
 
     # -- in place of forward -------------------------------------------------------
@@ -127,25 +130,29 @@ class Unit:
     def _variant(self, signature: Signature, tensors) -> Optional["_Variant"]:
         """Return the graph for a call.
 
-        None when nothing is quantized now, or a part is in training mode.
+        None when nothing is quantized now, a part is in training mode, or one
+        is in a state that no graph should be made of.
         """
         with self._lock:
-            state = _state_of(self.module)
-            if state[0] != self._state[0]:  # weights were loaded, or restored
-                self.variants.clear()
+            state = ModuleState.of(self.module)
+            if state.identity != self._state.identity:
+                self.variants.clear()  # weights were loaded, or restored
                 self._state = state
                 modules = list(self.module.modules())
                 self._ready = not any(m.training for m in modules) and any(
                     isinstance(m, QuantizedModule) for m in modules
                 )
-            if not self._ready:
+            plain = execution_states(self.module) if self._ready else None
+            if plain is None:
                 return None
+            signature = replace(signature, state=plain)
             found = self.variants.get(signature)
             if found is None:
                 if len(self.variants) >= MAX_VARIANTS:
                     raise StableQuantError(
                         f"it was called in more than {MAX_VARIANTS} ways "
-                        "(an argument that is a number changes at each call)"
+                        "(an argument that is a number, or a state, changes "
+                        "at each call)"
                     )
                 with _COMPILING:
                     found = _Variant(self, signature, tensors)
@@ -177,6 +184,9 @@ class _Variant:
     def __init__(self, unit: Unit, signature: Signature, tensors):
         start = time.perf_counter()
         self.compiled = unit.backend.compile(unit.module, signature, tensors)
+        if execution_states(unit.module) != signature.state:
+            # A graph would not, and others would find the state of before.
+            raise StableQuantError("its forward changes an execution_state")
         self.report = UnitReport(
             unit.name,
             seconds=time.perf_counter() - start,
@@ -293,21 +303,3 @@ def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype in (torch.bfloat16, torch.float16):
         return tensor.to(torch.float32)
     return tensor
-
-
-def _state_of(module: nn.Module) -> tuple[tuple, list]:
-    """Return what changes when somebody loads or assigns a tensor.
-
-    That is identities and versions, and the tensors themselves: while they are
-    held, no other tensor gets the identity of one.
-    """
-    state, held = [], []
-    for child in module.modules():
-        state.append(child.training)
-        for store in (child._parameters, child._buffers):
-            for tensor in store.values():
-                if tensor is not None:
-                    version = 0 if tensor.is_inference() else tensor._version
-                    state.append((id(tensor), version))
-                    held.append(tensor)
-    return tuple(state), held
