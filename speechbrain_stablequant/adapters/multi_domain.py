@@ -22,6 +22,7 @@ from speechbrain_stablequant.adapters.recurrent import RecurrentTrunk
 from speechbrain_stablequant.adapters.routing import Routing
 from speechbrain_stablequant.adapters.transformer import TransformerTrunk
 from speechbrain_stablequant.errors import StableQuantError, nearest
+from speechbrain_stablequant.runtime.state import IN_PARTS
 
 __all__ = ["MultiDomainLM"]
 
@@ -37,6 +38,9 @@ class MultiDomainLM(nn.Module):
     ``TransformerLMScorer`` or ``RNNLMScorer``, in the rescorers, in
     `PostTrainingQuantizer`. Which domain it speaks is set by `set_domain`, for
     a whole batch or utterance by utterance.
+
+    Domains that no row of a batch is of get no gradients: with several domains,
+    ``DistributedDataParallel`` needs ``find_unused_parameters: True``.
 
     Arguments
     ---------
@@ -224,23 +228,24 @@ class MultiDomainLM(nn.Module):
         ---------
         domain : str, list or None
             The name of a domain; None for the trunk alone; or a list with one
-            of these for each utterance. In a beam search the utterance's
-            domain holds for all its hypotheses.
+            of these for each utterance. A searcher does not say how many
+            hypotheses an utterance has, so that in evaluation mode two domains
+            for four rows are read as two utterances of two hypotheses: do not
+            leave a list set for the next batch. In training mode, and given
+            to `forward`, there has to be one for each row.
 
         Raises
         ------
         StableQuantError
             If there is no such domain.
         """
-        if domain is not None and not isinstance(domain, str):
+        if _is_list(domain):
             domain = list(domain)
         self._resolve(domain)
         self._domain = domain
 
     def _resolve(self, domain: Domains) -> list[Optional[DomainLayers]]:
-        names = (
-            [domain] if domain is None or isinstance(domain, str) else domain
-        )
+        names = domain if _is_list(domain) else [domain]
         return [None if n is None else self._layers(n) for n in names]
 
     def _layers(self, name: str) -> DomainLayers:
@@ -257,16 +262,27 @@ class MultiDomainLM(nn.Module):
 
     # -- execution -----------------------------------------------------------
 
-    def __call__(self, tokens, hx=None, domain: Domains = _ACTIVE):
-        """Call `forward` with the domain that is set as an argument.
+    def execution_state(self):
+        """Tell a runtime what decides which graph it may run.
 
-        A runtime keeps a compiled graph for each way of calling a module; it
-        would not see that the domain has changed otherwise. A list of domains
-        is no way of calling that comes again: the modules inside run compiled.
+        Returns
+        -------
+        str or None
+            The domain that is set; `IN_PARTS` for a list, as which rows are
+            whose cannot be part of a graph.
         """
-        domain = self._domain if domain is _ACTIVE else domain
-        one = domain is None or isinstance(domain, str)
-        if not one and "forward" in vars(self):
+        return IN_PARTS if _is_list(self._domain) else self._domain
+
+    def __call__(self, tokens, hx=None, domain: Domains = _ACTIVE):
+        """Call `forward`.
+
+        A runtime tells calls apart by their arguments. Lists of domains would
+        be without end, and none of them can be compiled: only the modules
+        inside are then.
+        """
+        if domain is _ACTIVE:
+            return super().__call__(tokens, hx)
+        if _is_list(domain) and "forward" in vars(self):
             return type(self).forward(self, tokens, hx, domain)
         return super().__call__(tokens, hx, domain=domain)
 
@@ -280,12 +296,18 @@ class MultiDomainLM(nn.Module):
         hx : torch.Tensor or tuple, optional
             Hidden states of an ``RNNLM``.
         domain : str, list or None
-            As in `set_domain`, for this call only.
+            As in `set_domain`, for this call only; a list has one domain for
+            each row.
 
         Returns
         -------
         torch.Tensor
             (rows, time, tokens); as the trunk's, also with hidden states.
+
+        Raises
+        ------
+        StableQuantError
+            If a list of domains does not go with the rows.
         """
         route = self.route(len(tokens), tokens.device, domain)
         state = () if hx is None else (hx,)
@@ -296,11 +318,26 @@ class MultiDomainLM(nn.Module):
     ) -> Routing:
         """Return which rows of a batch go through which domain."""
         chosen = self._domain if domain is _ACTIVE else domain
-        return Routing(self._resolve(chosen), rows, device)
+        layers = self._resolve(chosen)
+        # Only an unmodified searcher has several rows for each utterance. It
+        # does not train, and knows of no domain to give as an argument.
+        alone = self.training or domain is not _ACTIVE
+        if alone and _is_list(chosen) and len(layers) != rows:
+            raise StableQuantError(
+                f"{len(layers)} domains were given for a batch of {rows} rows: "
+                "give one domain, or one for each row. Only in evaluation "
+                "mode does set_domain take one for several hypotheses."
+            )
+        return Routing(layers, rows, device)
 
     def extra_repr(self) -> str:
         """Name the domains."""
         return f"domains: {', '.join(self.domains) or 'none'}"
+
+
+def _is_list(domain: Domains) -> bool:
+    """Return whether each utterance has a domain of its own."""
+    return domain is not None and not isinstance(domain, str)
 
 
 def _runner_of(trunk: nn.Module):
