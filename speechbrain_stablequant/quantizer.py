@@ -332,7 +332,9 @@ class PostTrainingQuantizer:
         if planned.unreached:
             logger.warning(
                 "Validation never reaches %d layers; their inputs stay float: "
-                "%s",
+                "%s. Where they belong to one of several domains, validate "
+                "with all of them: set_domain takes a list, one for each "
+                "utterance.",
                 len(planned.unreached),
                 ", ".join(planned.unreached[:5]),
             )
