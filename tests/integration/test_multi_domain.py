@@ -400,3 +400,33 @@ def test_domain_on_the_quantized_trunk(common, text, tmp_path):
         assert torch.equal(state[f"trunk.{name}"], tensor), name
     with pytest.raises(CheckpointError, match="another trunk"):
         MultiDomainLM(trunk_of(common)).load_domain(out / "music.safetensors")
+
+
+def test_domain_learns_from_the_fine_tuned_model(common, text, tmp_path):
+    """From its probabilities alone; it comes nearer to them than the trunk."""
+    adapt(common, text, tmp_path / "full", "full.yaml", ptq_runtime="reference")
+    adapt(
+        common,
+        text,
+        tmp_path / "domain",
+        "adapters_distilled.yaml",
+        ptq_runtime="reference",
+        teacher_folder=tmp_path / "full",
+        distillation_weight=1.0,
+    )
+    teacher, student = trunk_of(tmp_path / "full"), trunk_of(common)
+    student = MultiDomainLM(student).eval()
+    student.load_domain(tmp_path / "domain" / "music.safetensors")
+    tokens = torch.tensor([[1, *range(4, 30)]])
+    with torch.no_grad():
+        wanted = teacher(tokens).log_softmax(-1)
+        distance = {
+            name: F.kl_div(
+                student(tokens, domain=name).log_softmax(-1),
+                wanted,
+                log_target=True,
+                reduction="sum",
+            ).item()
+            for name in ("music", None)
+        }
+    assert distance["music"] < 0.7 * distance[None]
