@@ -63,8 +63,14 @@ def main():
 # -- training ------------------------------------------------------------
 
 
-def _system(hparams, *arguments, trunk=None):
+def _system(hparams, trunk=None, **arguments):
     return {"hparams": hparams, "arguments": arguments, "trunk": trunk}
+
+
+def _flat(arguments) -> list[str]:
+    """Return arguments as a command line has them."""
+    pairs = ((f"--{key}", str(value)) for key, value in arguments.items())
+    return [part for pair in pairs for part in pair]
 
 
 SYSTEMS = {
@@ -73,7 +79,7 @@ SYSTEMS = {
     "ours": _system("adapters_distilled.yaml"),
     "ours, no teacher": _system("adapters.yaml"),
     "paper": _system("adapters.yaml"),
-    "ours, wide": _system("adapters_distilled.yaml", "--domain_layers", WIDE),
+    "ours, wide": _system("adapters_distilled.yaml", domain_layers=WIDE),
     "int4 trunk": _system("adapters_quantized_trunk.yaml", trunk="W4"),
     "music trunk": _system("adapters.yaml", trunk="music"),
 }
@@ -97,31 +103,30 @@ def _train(system, domain, options) -> None:
     log = folder / "train_log.txt"
     if log.is_file() and "Epoch loaded" in log.read_text():
         return
-    arguments = [
-        *("--data_folder", options.data_folder),
-        *("--common_folder", str(options.common_folder)),
-        *("--output_folder", str(folder)),
-        *("--domain", domain),
-    ]
+    arguments = {
+        "data_folder": options.data_folder,
+        "common_folder": options.common_folder,
+        "output_folder": folder,
+        "domain": domain,
+        **what["arguments"],
+    }
     if domain in DOMAINS:
-        arguments += ["--corpus", DOMAINS[domain]]
-    arguments += what["arguments"]
+        arguments["corpus"] = DOMAINS[domain]
     if system == "paper":
         related = "none" if domain == options.domains[0] else "full"
-        arguments += ["--domain_layers", PAPER % related]
+        arguments["domain_layers"] = PAPER % related
     if "distilled" in what["hparams"]:
-        teacher = folder_of("full", domain, options)
-        arguments += ["--teacher_folder", str(teacher)]
+        arguments["teacher_folder"] = folder_of("full", domain, options)
     if what["trunk"] == "music":
-        arguments += _common_as_domain(options, folder)
+        arguments.update(_common_as_domain(options, folder))
     elif what["trunk"]:
         trunk = _quantized_trunk(what["trunk"], options)
-        arguments += ["--quantized_trunk", str(trunk)]
+        arguments["quantized_trunk"] = trunk
     print(f"{system}, {domain}: {folder}", flush=True)
     script = [sys.executable, "train.py", f"hparams/{what['hparams']}"]
     with open(f"{folder_made(folder)}/output.txt", "w") as output:
         subprocess.run(
-            [*script, *arguments],
+            [*script, *_flat(arguments)],
             cwd=RECIPE,
             check=True,
             stdout=output,
@@ -166,16 +171,14 @@ def _common_as_domain(options, folder, words: int = 60000):
     train = folder_made(folder / "save") / "train.csv"
     with open(train, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([head, *rows[:end]])
-    music = folder_of("full", "music", options)
-    tokenizer = save / "1000_unigram.model"
-    tests = {"domain": str(save / "common.csv")}
-    return [
-        *("--skip_prep", "True"),
-        *("--valid_csv", str(save / "valid.csv")),
-        *("--test_csv", json.dumps(tests)),
-        *("--common_folder", str(music)),
-        *("--tokenizer_file", str(tokenizer)),
-    ]
+    return {
+        "skip_prep": True,
+        "train_csv": train,
+        "valid_csv": save / "valid.csv",
+        "test_csv": json.dumps({"domain": str(save / "common.csv")}),
+        "common_folder": folder_of("full", "music", options),
+        "tokenizer_file": save / "1000_unigram.model",
+    }
 
 
 # -- measuring -------------------------------------------------------------
