@@ -13,6 +13,7 @@ nor of what contains it: they run as plain Python, and the modules inside
 compiled. A ``forward`` may read its state, but not change it.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -47,17 +48,23 @@ class ModuleState(NamedTuple):
     held : list of torch.Tensor
         The tensors: while they are held, no other tensor gets the identity of
         one.
+    stateful : list of torch.nn.Module
+        Modules with an ``execution_state``.
     """
 
     identity: tuple = ()
-    held: list[torch.Tensor] = []
+    held: Sequence[torch.Tensor] = ()
+    stateful: Sequence[nn.Module] = ()
 
     @classmethod
     def of(cls, module: nn.Module) -> "ModuleState":
         """Return the state that a module is in now."""
-        state, held = [], []
+        state, held, stateful = [], [], []
         for child in module.modules():
             state.append(child.training)
+            # Of the class: a module searches long for what it does not have.
+            if getattr(type(child), "execution_state", None) is not None:
+                stateful.append(child)
             for store in (child._parameters, child._buffers):
                 for tensor in store.values():
                     if tensor is not None:
@@ -65,16 +72,16 @@ class ModuleState(NamedTuple):
                         version = 0 if inference else tensor._version
                         state.append((id(tensor), version))
                         held.append(tensor)
-        return cls(tuple(state), held)
+        return cls(tuple(state), held, stateful)
 
 
-def execution_states(module: nn.Module) -> Optional[tuple[str, ...]]:
-    """Return what a module and all inside it say about their state.
+def execution_states(stateful: Sequence[nn.Module]) -> Optional[tuple]:
+    """Return what modules say about their state.
 
     Arguments
     ---------
-    module : torch.nn.Module
-        The module.
+    stateful : sequence of torch.nn.Module
+        Modules with an ``execution_state``.
 
     Returns
     -------
@@ -95,21 +102,18 @@ def execution_states(module: nn.Module) -> Optional[tuple[str, ...]]:
     ...     def execution_state(self):
     ...         return self.language
     >>> model = nn.Sequential(nn.Linear(2, 2), Greeting())
-    >>> execution_states(model)
+    >>> execution_states(ModuleState.of(model).stateful)
     ("'en'",)
     >>> model[1].language = IN_PARTS
-    >>> execution_states(model) is None
+    >>> execution_states([model[1]]) is None
     True
     """
     states = []
-    for child in module.modules():
-        # Looked up in the class: a module searches long for what it lacks.
-        if getattr(type(child), "execution_state", None) is None:
-            continue
-        state = child.execution_state()
+    for module in stateful:
+        state = module.execution_state()
         if state is IN_PARTS:
             return None
-        _check_plain(state, child)
+        _check_plain(state, module)
         states.append(repr(state))  # tells 1 from 1.0 and True
     return tuple(states)
 

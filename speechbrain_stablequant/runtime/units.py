@@ -142,10 +142,12 @@ class Unit:
                 self._ready = not any(m.training for m in modules) and any(
                     isinstance(m, QuantizedModule) for m in modules
                 )
-            plain = execution_states(self.module) if self._ready else None
-            if plain is None:
+            if not self._ready:
                 return None
-            signature = replace(signature, state=plain)
+            said = execution_states(state.stateful)
+            if said is None:
+                return None
+            signature = replace(signature, state=said)
             found = self.variants.get(signature)
             if found is None:
                 if len(self.variants) >= MAX_VARIANTS:
@@ -155,7 +157,7 @@ class Unit:
                         "at each call)"
                     )
                 with _COMPILING:
-                    found = _Variant(self, signature, tensors)
+                    found = _Variant(self, signature, tensors, state.stateful)
                 self.variants[signature] = found
             return found
 
@@ -181,10 +183,10 @@ class Unit:
 class _Variant:
     """One compiled graph: one signature of one unit."""
 
-    def __init__(self, unit: Unit, signature: Signature, tensors):
+    def __init__(self, unit: Unit, signature: Signature, tensors, stateful):
         start = time.perf_counter()
         self.compiled = unit.backend.compile(unit.module, signature, tensors)
-        if execution_states(unit.module) != signature.state:
+        if execution_states(stateful) != signature.state:
             # A graph would not, and others would find the state of before.
             raise StableQuantError("its forward changes an execution_state")
         self.report = UnitReport(

@@ -206,7 +206,7 @@ def test_states_that_are_no_plain_data_are_named():
     with pytest.raises(
         RuntimeConversionError, match="Odd returned .* type object"
     ):
-        execution_states(model)
+        execution_states(model.parts)
     fast(model)
     for factor in (2.0, -3.0):
         model.parts[0].factor = factor
