@@ -1,0 +1,1 @@
+../../DigitStrings/ASR/CTC/digit_strings_prepare.py
