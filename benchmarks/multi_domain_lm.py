@@ -154,7 +154,7 @@ def folder_made(folder: Path) -> Path:
     return folder
 
 
-def _common_as_domain(options, folder, words: int = 60000):
+def _common_as_domain(options, folder, words: int = 30000):
     """Return the recipe's arguments for the common text as a domain.
 
     As many words as a domain has are drawn from the common training set.

@@ -33,6 +33,7 @@ SYSTEMS = (
     ("common + ours", "ours", None),
     ("common W8A8 + ours", "ours", "W8A8"),
     ("common W4 + ours", "ours", "W4"),
+    ("common + ours, wide", "ours, wide", None),
 )
 
 
@@ -45,21 +46,25 @@ def main():
     parser.add_argument("--common_folder", required=True, type=Path)
     parser.add_argument("--output_folder", required=True, type=Path)
     parser.add_argument("--domain", default="music")
-    parser.add_argument("--lm_weights", nargs="+", type=float)
-    parser.add_argument("--length_weights", nargs="+", type=float)
+    weights = {"nargs": "+", "type": float}
+    parser.add_argument("--lm_weights", default=[0.3, 0.5, 0.7], **weights)
+    parser.add_argument("--length_weights", default=[2.0, 1.0, 3.0], **weights)
     options = parser.parse_args()
     sys.path.insert(0, str(ASR))
     stats = {}
     rows = [_row(system, options, stats) for system in SYSTEMS]
     base = stats[REFERENCE]
-    print("| language model | WER [95 %] | against dedicated | weight |")
+    print(
+        "| language model | WER [95 %] | against dedicated | weight, reward |"
+    )
     print("|:---|---:|---:|---:|")
     for row in rows:
         items = stats[row["key"]]
         metric = Metric("WER")
         row["WER"] = str(metric.interval(items))
         row["change"] = str(metric.compare(base, items))
-        cells = (row["system"], row["WER"], row["change"], row["lm_weight"])
+        tuned = f"{row['dev']['lm_weight']}, {row['dev']['length_weight']}"
+        cells = (row["system"], row["WER"], row["change"], tuned)
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     path = options.output_folder / "wer.json"
     result = {"rows": rows, "environment": environment()}
@@ -76,8 +81,6 @@ def _row(system, options, stats) -> dict:
     posteriors, references = {}, {}
     for split in ("dev", "test"):
         path = options.ctc_folder / "save" / f"{split}.csv"
-        if not path.is_file():
-            path = options.ctc_folder / f"{split}.csv"
         references[split] = read_references(path)
         posteriors[split] = load_posteriors(
             str(options.ctc_folder), str(path), str(options.output_folder)
@@ -87,8 +90,9 @@ def _row(system, options, stats) -> dict:
         split: partial(decode, some, tokenizer, lm=lm, lm_scorer=_cached_scorer)
         for split, some in posteriors.items()
     }
-    weights = (options.lm_weights or (0.3, 0.5, 0.7)) if folder else (0.0,)
-    lengths = options.length_weights or (0.0, 1.0, 2.0)
+    # The reward for length makes up for what each token costs in the two
+    weights = options.lm_weights if folder else (0.0,)
+    lengths = options.length_weights if folder else (0.0, 1.0)
     best, tried = tune(search["dev"], references["dev"], weights, lengths)
     start = time.perf_counter()
     found = search["test"](
@@ -97,10 +101,12 @@ def _row(system, options, stats) -> dict:
     seconds = time.perf_counter() - start
     key = name if bits or not folder else folder
     stats[key] = items_of(word_errors(found, references["test"]))
+    wer = Metric("WER").value(stats[key])
+    print(f"{name}: dev {best}, test WER {wer:.2f}", flush=True)
     return {
         "system": name,
         "key": key,
-        **best,
+        "dev": best,
         "tried": tried,
         "seconds": seconds,
     }
@@ -115,7 +121,8 @@ def _language_model(folder, bits, options):
     common = Model.load(options.common_folder)
     if folder in (None, "common"):
         return (common.lm if folder else None), common.tokenizer
-    model = Model.load(options.output_folder / folder / options.domain)
+    name = folder.replace(",", "").replace(" ", "_")
+    model = Model.load(options.output_folder / name / options.domain)
     if bits:
         valid = options.common_folder / "save" / "valid.csv"
         model.quantize_trunk(bits, load_sentences(valid))
