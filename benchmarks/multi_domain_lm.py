@@ -194,22 +194,25 @@ def _report(options) -> None:
         if domain != "common":
             path = folder_of("full", domain, options) / "save" / "test.csv"
             tests = {domain: load_sentences(path), **tests}
-        row = evaluate(model, tests, reference)
+        row, items = evaluate(model, tests, reference)
         rows.append({"system": system, "domain": domain, **row})
         print(_line(rows[-1]), flush=True)
+        return items
 
     print("| " + " | ".join(COLUMNS) + " |")
     print("|:---" * 2 + "|---:" * (len(COLUMNS) - 2) + "|")
     for domain in options.domains:
-        full = folder_of("full", domain, options)
-        full = Model.load(full) if full.is_dir() else None
+        full = add(
+            "full", domain, Model.load(folder_of("full", domain, options))
+        )
         add("common", domain, Model.load(options.common_folder), full)
         for system in options.systems:
             name = "common" if system == "music trunk" else domain
             folder = folder_of(system, name, options)
-            if (folder / "train_log.txt").is_file():
-                model = full if system == "full" else Model.load(folder)
-                add(system, name, model, full)
+            if system == "full" or not (folder / "train_log.txt").is_file():
+                continue
+            if name == domain or domain == "music":
+                add(system, name, Model.load(folder), full)
         ours = folder_of("ours", domain, options)
         for bits in QUANTIZED if ours.is_dir() else ():
             model = Model.load(ours)

@@ -139,13 +139,15 @@ def evaluate(model, tests, reference=None) -> dict:
         The model.
     tests : dict
         Sentences by name: those of the domain first, then ``common``.
-    reference : Model, optional
-        A model to compare with on the domain: fully fine-tuned.
+    reference : list of Item, optional
+        Those of the model to compare with on the domain: fully fine-tuned.
 
     Returns
     -------
-    dict
+    row : dict
         Perplexity and bits per character with intervals, plain data.
+    items : list of Item
+        Of the domain.
     """
     name = next(iter(tests))
     stats = model.score(tests[name])
@@ -157,8 +159,10 @@ def evaluate(model, tests, reference=None) -> dict:
         "PPL_interval": metric.interval(items).to_dict(),
     }
     if reference is not None and name != "common":
-        before = reference.score(tests[name]).quantization_metrics()["PPL"][1]
-        change, start = metric.compare(before, items), metric.value(before)
+        change, start = (
+            metric.compare(reference, items),
+            metric.value(reference),
+        )
         ends = (change.difference, change.low, change.high)
         middle, low, high = (100 * end / start for end in ends)
         row["against_full_percent"] = [middle, low, high]
@@ -169,4 +173,4 @@ def evaluate(model, tests, reference=None) -> dict:
     row["common_PPL"] = model.score(tests["common"]).summarize("PPL")
     if model.domain is not None:
         model.lm.set_domain(model.domain)
-    return row
+    return row, items
