@@ -23,17 +23,17 @@ from speechbrain_stablequant.scoring import Metric, items_of
 
 ASR = Path(__file__).resolve().parents[1] / "recipes" / "MultiDomainLM" / "ASR"
 REFERENCE = "scratch"
-# Name, folder of `multi_domain_lm`, bits of the trunk
+# Name, folder of `multi_domain_lm`, bits of the trunk; the reference first
 SYSTEMS = (
-    ("no language model", None, None),
-    ("common", "common", None),
     ("dedicated, from scratch", REFERENCE, None),
+    ("common + ours", "ours", None),
+    ("common + ours, wide", "ours, wide", None),
+    ("common", "common", None),
+    ("no language model", None, None),
     ("dedicated, fully fine-tuned", "full", None),
     ("common + paper's adapters", "paper", None),
-    ("common + ours", "ours", None),
     ("common W8A8 + ours", "ours", "W8A8"),
     ("common W4 + ours", "ours", "W4"),
-    ("common + ours, wide", "ours, wide", None),
 )
 
 
@@ -51,29 +51,28 @@ def main():
     parser.add_argument("--length_weights", default=[2.0, 1.0, 3.0], **weights)
     options = parser.parse_args()
     sys.path.insert(0, str(ASR))
-    stats = {}
-    rows = [_row(system, options, stats) for system in SYSTEMS]
-    base = stats[REFERENCE]
     print(
         "| language model | WER [95 %] | against dedicated | weight, reward |"
     )
     print("|:---|---:|---:|---:|")
-    for row in rows:
-        items = stats[row["key"]]
-        metric = Metric("WER")
+    rows, base, metric = [], None, Metric("WER")
+    path = options.output_folder / "wer.json"
+    for system in SYSTEMS:
+        row, items = _row(system, options)
+        base = items if base is None else base
         row["WER"] = str(metric.interval(items))
         row["change"] = str(metric.compare(base, items))
         tuned = f"{row['dev']['lm_weight']}, {row['dev']['length_weight']}"
         cells = (row["system"], row["WER"], row["change"], tuned)
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-    path = options.output_folder / "wer.json"
-    result = {"rows": rows, "environment": environment()}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+        rows.append(row)
+        result = {"rows": rows, "environment": environment()}
+        path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"Written to {path}")
 
 
-def _row(system, options, stats) -> dict:
-    """Tune and decode with one language model."""
+def _row(system, options):
+    """Tune and decode with one language model; return figures and items."""
     from decoding import decode, tune, word_errors
     from recognize import load_posteriors, read_references
 
@@ -99,17 +98,9 @@ def _row(system, options, stats) -> dict:
         lm_weight=best["lm_weight"], length_weight=best["length_weight"]
     )
     seconds = time.perf_counter() - start
-    key = name if bits or not folder else folder
-    stats[key] = items_of(word_errors(found, references["test"]))
-    wer = Metric("WER").value(stats[key])
-    print(f"{name}: dev {best}, test WER {wer:.2f}", flush=True)
-    return {
-        "system": name,
-        "key": key,
-        "dev": best,
-        "tried": tried,
-        "seconds": seconds,
-    }
+    items = items_of(word_errors(found, references["test"]))
+    row = {"system": name, "dev": best, "tried": tried, "seconds": seconds}
+    return row, items
 
 
 def _cached_scorer(lm):
