@@ -1,5 +1,9 @@
 """Language models for many domains: one trunk, small layers for each."""
 
+from speechbrain_stablequant.adapters.accounting import (
+    AddedParameters,
+    added_parameters,
+)
 from speechbrain_stablequant.adapters.config import DomainConfig
 from speechbrain_stablequant.adapters.layers import (
     BottleneckAdapter,
@@ -7,11 +11,6 @@ from speechbrain_stablequant.adapters.layers import (
 )
 from speechbrain_stablequant.adapters.multi_domain import MultiDomainLM
 from speechbrain_stablequant.adapters.scorer import TransformerLMScorerWithCache
-
-from speechbrain_stablequant.adapters.accounting import (  # isort: skip
-    AddedParameters,
-    added_parameters,
-)
 
 __all__ = [
     "AddedParameters",
