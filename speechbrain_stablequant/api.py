@@ -130,7 +130,7 @@ def quantize(
         with torch.no_grad():
             if score is not None:
                 metrics["float"] = float(score(model))
-            conversion.apply_plan(planned.plan)
+            conversion.apply_plan(planned.plan, planned.weights)
             if score is not None:
                 metrics["quantized"] = float(score(model))
     except BaseException:

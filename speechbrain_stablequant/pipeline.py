@@ -11,7 +11,11 @@ from speechbrain_stablequant import distributed
 from speechbrain_stablequant.calibration import ActivationCollector, Statistics
 from speechbrain_stablequant.coverage import Coverage, cover
 from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
-from speechbrain_stablequant.layers import Conversion, quantizable_layers
+from speechbrain_stablequant.layers import (
+    Conversion,
+    LayerWeights,
+    quantizable_layers,
+)
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.scoring import Evaluator
 from speechbrain_stablequant.search import (
@@ -43,6 +47,9 @@ class Planned:
         Layers that calibration never reached: weight-only.
     statistics : dict
         What calibration saw; serves another plan of the same weights.
+    weights : dict
+        Integers by layer and attribute name, where they are not those nearest
+        to the float weights.
     """
 
     plan: QuantizationPlan
@@ -50,6 +57,7 @@ class Planned:
     search: dict[str, Any] = field(default_factory=dict)
     unreached: list[str] = field(default_factory=list)
     statistics: Statistics = field(default_factory=dict)
+    weights: LayerWeights = field(default_factory=dict)
 
 
 def make_plan(

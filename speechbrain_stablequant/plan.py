@@ -21,11 +21,13 @@ __all__ = [
     "LayerPlan",
     "QuantizationPlan",
     "GRANULARITIES",
+    "ROUNDINGS",
     "WEIGHT_OBSERVERS",
 ]
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 WEIGHT_OBSERVERS = ("max", "mse", "percentile")
+ROUNDINGS = ("nearest", "gptq", "trained")
 FLOAT_DTYPES = ("bfloat16", "float16")
 PLAN_VERSION = 1
 PLAN_FORMAT = "speechbrain_stablequant.plan"
@@ -220,6 +222,9 @@ class LayerPlan:
         Rule for the weight scales: ``max``, ``mse`` or ``percentile``.
     weight_percentile : float
         For the ``percentile`` rule.
+    rounding : str
+        How weights become integers: to the ``nearest``, by ``gptq``, or
+        ``trained``. Only the nearest follow from plan and float weights.
     inputs : dict
         `InputPlan` by input name; empty for weight-only quantization.
     """
@@ -229,9 +234,15 @@ class LayerPlan:
     unit: str = ""
     weight_observer: str = "mse"
     weight_percentile: float = 99.99
+    rounding: str = "nearest"
     inputs: Mapping[str, InputPlan] = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.rounding not in ROUNDINGS:
+            raise PlanError(
+                f"rounding '{self.rounding}' is unknown."
+                + nearest(self.rounding, ROUNDINGS)
+            )
         if self.weight_observer not in WEIGHT_OBSERVERS:
             raise PlanError(
                 f"weight_observer '{self.weight_observer}' is unknown."

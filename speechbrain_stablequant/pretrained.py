@@ -56,7 +56,7 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
     conversion = Conversion(root)
     try:
         planned = _plan(conversion, quantizer)
-        conversion.apply_plan(planned.plan)
+        conversion.apply_plan(planned.plan, planned.weights)
     except BaseException:
         conversion.restore()
         raise

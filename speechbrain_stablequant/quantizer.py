@@ -207,7 +207,7 @@ class PostTrainingQuantizer:
                 return
             with preserved(brain), Conversion(self._root(brain)) as conversion:
                 planned = self._plan(brain, conversion)
-                conversion.apply_plan(planned.plan)
+                conversion.apply_plan(planned.plan, planned.weights)
                 self._finish(brain, conversion, planned, None)
 
     def _validate(self, brain) -> None:
@@ -282,7 +282,7 @@ class PostTrainingQuantizer:
         start = start or {}
         with preserved(brain), Conversion(self._root(brain)) as conversion:
             planned = self._plan(brain, conversion)
-            conversion.apply_plan(planned.plan)
+            conversion.apply_plan(planned.plan, planned.weights)
             try:
                 with (
                     self._guarded(brain, start.get("time")),

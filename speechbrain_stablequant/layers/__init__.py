@@ -18,6 +18,7 @@ from speechbrain_stablequant.layers.conv import (
 )
 from speechbrain_stablequant.layers.conversion import (
     Conversion,
+    LayerWeights,
     kind_of,
     quantizable_layers,
     unsupported_reason,
@@ -33,6 +34,7 @@ from speechbrain_stablequant.layers.speaker import QuantizedClassifier
 
 __all__ = [
     "Conversion",
+    "LayerWeights",
     "QuantizedClassifier",
     "QuantizedConv1d",
     "QuantizedConv2d",

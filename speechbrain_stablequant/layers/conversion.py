@@ -15,7 +15,9 @@ from speechbrain_stablequant.layers.surgery import ModuleState
 from speechbrain_stablequant.numerics import Quantized
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
-__all__ = ["Conversion", "kind_of", "quantizable_layers", "unsupported_reason"]
+__all__ = ["Conversion", "LayerWeights", "kind_of", "quantizable_layers", "unsupported_reason"]
+
+LayerWeights = Mapping[str, Mapping[str, Quantized]]
 
 
 def quantizable_layers(
@@ -190,10 +192,23 @@ class Conversion:
         for store in (self._float, self._plans, self._weights, self._shared):
             store.clear()
 
-    def apply_plan(self, plan: QuantizationPlan) -> None:
-        """Quantize all layers as a plan says."""
+    def apply_plan(
+        self, plan: QuantizationPlan, weights: Optional[LayerWeights] = None
+    ) -> None:
+        """Quantize all layers as a plan says.
+
+        Arguments
+        ---------
+        plan : QuantizationPlan
+            The plan.
+        weights : dict, optional
+            Integers of layers, by layer and attribute name, where they are not
+            those nearest to the float weights.
+        """
         for name, layer in plan.layers.items():
             self.set(name, layer)
+            if weights and name in weights:
+                self.set_weights(name, weights[name])
         self.quantize(plan.layers)
 
     def _quantized_weights(self, name, module, plan):
@@ -201,6 +216,13 @@ class Conversion:
         key = _weight_key(plan)
         if name in self._weights and self._weights[name][0] == key:
             return self._weights[name][1]
+        if plan.rounding != "nearest":
+            raise PlanError(
+                f"Layer '{name}' has integers from rounding: {plan.rounding}, "
+                "which do not follow from a plan and float weights. Load the "
+                "checkpoint that was written with the plan, or make the plan "
+                "again on this model."
+            )
         cls = quantized_class(module)
         floats = cls.quantizable_weights(module)
         shared_keys = {n: (id(w), cls.to_rows, key) for n, w in floats.items()}
@@ -223,4 +245,9 @@ def kind_of(module: nn.Module) -> str:
 
 
 def _weight_key(plan: LayerPlan) -> tuple:
-    return plan.weight, plan.weight_observer, plan.weight_percentile
+    return (
+        plan.weight,
+        plan.weight_observer,
+        plan.weight_percentile,
+        plan.rounding,
+    )
