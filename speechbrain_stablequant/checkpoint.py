@@ -341,9 +341,12 @@ def _unpack_weight(key, shape, plan: LayerPlan, tensors, path) -> Quantized:
         return Quantized(
             take("packed", integer_dtype(scheme), shape), None, None
         )
-    words = packed_words(count, scheme.bits)
+    words = packed_words(count, scheme)
     packed = take("packed", torch.int32, (channels, words))
-    values = unpack(packed, count, scheme)
+    try:
+        values = unpack(packed, count, scheme)
+    except ValueError as err:
+        raise CheckpointError(f"{path}: '{key}_packed': {err}") from err
     scale = take("scale", torch.float32, _scale_shape(shape, scheme))
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise CheckpointError(f"{path}: '{key}_scale' is not positive, finite.")

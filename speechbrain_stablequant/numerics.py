@@ -4,8 +4,9 @@ Weights are handled as *rows*: a matrix with one row per output channel. What
 turns a layer's weight into rows and back is the layer's business.
 
 One definition holds everywhere: ``q = clamp(round(x / scale) + zero_point)``
-with ties to even, and ``x' = (q - zero_point) * scale``. The integers and the
-scales define a quantized tensor; nothing else does.
+with ties to even, and ``x' = (q - zero_point) * scale``. Odd levels differ in
+the rounding alone, see `round_to_levels`. The integers and the scales define a
+quantized tensor; nothing else does.
 """
 
 import math
@@ -24,6 +25,7 @@ __all__ = [
     "quantize",
     "quantize_with",
     "range_to_scale",
+    "round_to_levels",
     "row_scales",
     "split_groups",
 ]
@@ -97,11 +99,50 @@ def range_to_scale(low: torch.Tensor, high: torch.Tensor, scheme):
     else:
         scale = (high - low) / (scheme.qmax - scheme.qmin)
     tiny = torch.finfo(torch.float32).tiny
-    scale = torch.where(scale > tiny, scale, torch.ones_like(scale))
+    # Without a level for zero, a row of zeros needs a scale next to zero.
+    empty = tiny if scheme.is_odd else 1.0
+    scale = torch.where(scale > tiny, scale, torch.full_like(scale, empty))
     if not scheme.symmetric:
         zero_point = torch.round(scheme.qmin - low / scale)
         zero_point = zero_point.clamp(scheme.qmin, scheme.qmax).to(torch.int32)
     return scale, zero_point
+
+
+def round_to_levels(steps, scheme: QuantizationScheme, zero_point=None):
+    """Round real values, in units of the scale, to integers of a scheme.
+
+    Arguments
+    ---------
+    steps : torch.Tensor
+        Real values over their scale, any shape, floating point.
+    scheme : QuantizationScheme
+        Integer scheme.
+    zero_point : torch.Tensor, optional
+        Broadcasts to ``steps``; None when symmetric.
+
+    Returns
+    -------
+    torch.Tensor
+        Integers between ``qmin`` and ``qmax``, in the type of ``steps``.
+
+    Example
+    -------
+    >>> steps = torch.tensor([-9.0, -1.2, 0.0, 0.4, 2.1])
+    >>> round_to_levels(steps, QuantizationScheme(bits=2)).tolist()
+    [-1.0, -1.0, 0.0, 0.0, 1.0]
+    >>> odd = QuantizationScheme(bits=2, levels="odd")
+    >>> round_to_levels(steps, odd).tolist()
+    [-3.0, -1.0, 1.0, 1.0, 3.0]
+    """
+    if scheme.is_binary:
+        return torch.where(steps >= 0, 1.0, -1.0)
+    if scheme.is_odd:
+        q = torch.floor(steps / 2).mul_(2).add_(1)
+    else:
+        q = torch.round(steps)
+        if zero_point is not None:
+            q = q + zero_point
+    return q.clamp_(scheme.qmin, scheme.qmax)
 
 
 def quantize_with(x, scale, zero_point, scheme):
@@ -112,12 +153,9 @@ def quantize_with(x, scale, zero_point, scheme):
     torch.Tensor
         Same shape as ``x``, of the type given by `integer_dtype`.
     """
-    if scheme.is_binary:
-        return torch.where(x >= 0, 1, -1).to(torch.int8)
-    q = torch.round(x.to(torch.float32) / scale)
-    if zero_point is not None:
-        q = q + zero_point
-    return q.clamp(scheme.qmin, scheme.qmax).to(integer_dtype(scheme))
+    steps = x.to(torch.float32) / scale
+    q = round_to_levels(steps, scheme, zero_point)
+    return q.to(integer_dtype(scheme))
 
 
 def split_groups(rows: torch.Tensor, scheme: QuantizationScheme):
@@ -236,10 +274,11 @@ def fake_quantize(x, scale, zero_point, scheme):
     """
     if scheme.is_float:
         return x.to(integer_dtype(scheme)).to(x.dtype)
-    if scheme.is_binary:
-        levels = torch.where(x >= 0, scale, -scale)
+    if scheme.is_odd or scheme.is_binary:
+        steps = x.to(torch.float32) / scale
+        levels = round_to_levels(steps, scheme) * scale
         if x.requires_grad and torch.is_grad_enabled():
-            inside = x.clamp(-scale, scale)
+            inside = x.clamp(scheme.qmin * scale, scheme.qmax * scale)
             levels = levels + (inside - inside.detach())  # adds zero
         return levels.to(x.dtype)
     # The operator exists for float32 only on some devices; scales stay float32.
@@ -295,8 +334,9 @@ def _least_squares(grouped, low, high, scheme, steps=40, smallest=0.1):
     for step in range(steps):
         shrink = 1.0 - (1.0 - smallest) * step / steps
         scale, zero = range_to_scale(low * shrink, high * shrink, scheme)
-        q = torch.round(grouped / scale[..., None]).add_(zero[..., None])
-        q.clamp_(scheme.qmin, scheme.qmax).sub_(zero[..., None])
+        zero_point = zero[..., None]
+        q = round_to_levels(grouped / scale[..., None], scheme, zero_point)
+        q.sub_(zero_point)
         error = q.mul_(scale[..., None]).sub_(grouped).square_().sum(-1)
         better = error < best
         best = torch.where(better, error, best)

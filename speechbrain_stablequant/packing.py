@@ -1,11 +1,17 @@
 """Dense packing of 1 to 8 bit integers into 32-bit words.
 
 A row of values becomes a little-endian stream of bits, filled up with zeros to
-whole 32-bit words; signed values are stored with an offset, as unsigned codes.
-For 1, 2, 4 and 8 bits this is the layout of ``pack_quantized`` in
-compressed-tensors; for 3, 5, 6 and 7 bits a value may cross words, so that no
-bit is lost.
+whole 32-bit words. What is stored are unsigned codes: an integer's distance
+from the lowest one of its width, over two for odd levels, which leave out
+every second integer. For 1, 2, 4 and 8 bits this is the layout of
+``pack_quantized`` in compressed-tensors; for 3, 5, 6 and 7 bits a value may
+cross words, so that no bit is lost.
+
+Ternary values go five to a byte, the first as the lowest digit of a number in
+base 3 (3**5 = 243 <= 256): 1.6 bits each. Bytes of 243 and more do not occur.
 """
+
+from typing import Union
 
 import numpy as np
 import torch
@@ -15,9 +21,38 @@ from speechbrain_stablequant.plan import QuantizationScheme
 __all__ = ["pack", "packed_num_bytes", "packed_words", "unpack"]
 
 
-def packed_words(count: int, bits: int) -> int:
-    """Return how many 32-bit words hold ``count`` values of a row."""
-    return -(-count * bits // 32)
+_TRITS = 5  # ternary digits in a byte
+_TERNARY_CODES = 3**_TRITS
+_PLACES = 3 ** np.arange(_TRITS)
+
+
+def packed_words(count: int, scheme: Union[QuantizationScheme, int]) -> int:
+    """Return how many 32-bit words hold ``count`` values of a row.
+
+    Arguments
+    ---------
+    count : int
+        Number of values.
+    scheme : QuantizationScheme or int
+        Integer scheme, or a width in bits.
+
+    Returns
+    -------
+    int
+        Words.
+
+    Example
+    -------
+    >>> packed_words(320, 2)
+    20
+    >>> packed_words(320, QuantizationScheme(bits=2, levels="ternary"))
+    16
+    """
+    if isinstance(scheme, int):
+        return -(-count * scheme // 32)
+    if scheme.is_ternary:
+        return -(-count // (4 * _TRITS))
+    return -(-count * scheme.bits // 32)
 
 
 def packed_num_bytes(shape, scheme: QuantizationScheme) -> int:
@@ -48,17 +83,23 @@ def packed_num_bytes(shape, scheme: QuantizationScheme) -> int:
         groups = -(-count // min(scheme.group_size, count))
     scales = 1 if scheme.granularity == "per_tensor" else channels * groups
     per_scale = 4 if scheme.symmetric else 5
-    packed = channels * packed_words(count, scheme.bits) * 4
+    packed = channels * packed_words(count, scheme) * 4
     return packed + scales * per_scale
+
+
+def _lowest(scheme: QuantizationScheme) -> int:
+    """Return the integer whose code is 0."""
+    if scheme.level_step > 1 or scheme.is_ternary:
+        return scheme.qmin
+    # Not qmin: a narrow range has the codes of the full one.
+    return -(2 ** (scheme.bits - 1)) if scheme.signed else 0
 
 
 def _codes(values: torch.Tensor, scheme: QuantizationScheme) -> np.ndarray:
     """Map integers to unsigned codes that fit into ``bits`` bits."""
     plain = values.cpu().numpy().astype(np.int16)
-    if scheme.is_binary:
-        return ((plain + 1) // 2).astype(np.uint8)
-    offset = 2 ** (scheme.bits - 1) if scheme.signed else 0
-    return (plain + offset).astype(np.uint8)
+    codes = (plain - _lowest(scheme)) // scheme.level_step
+    return codes.astype(np.uint8)
 
 
 def pack(values: torch.Tensor, scheme: QuantizationScheme) -> torch.Tensor:
@@ -87,8 +128,13 @@ def pack(values: torch.Tensor, scheme: QuantizationScheme) -> torch.Tensor:
     """
     codes = _codes(values, scheme)
     channels, count = codes.shape
-    words = packed_words(count, scheme.bits)
-    if scheme.bits == 8:
+    words = packed_words(count, scheme)
+    if scheme.is_ternary:
+        digits = np.zeros((channels, words * 4 * _TRITS), dtype=np.uint8)
+        digits[:, :count] = codes
+        stream = digits.reshape(channels, -1, _TRITS) @ _PLACES
+        stream = np.ascontiguousarray(stream.astype(np.uint8))
+    elif scheme.bits == 8:
         stream = np.zeros((channels, words * 4), dtype=np.uint8)
         stream[:, :count] = codes
     else:
@@ -122,17 +168,21 @@ def unpack(
     Raises
     ------
     ValueError
-        If the number of words does not go with ``count``.
+        If the number of words does not go with ``count``, or bytes are none
+        that `pack` writes for ternary values.
     """
     channels, words = packed.shape
-    if words != packed_words(count, scheme.bits):
+    if words != packed_words(count, scheme):
+        kind = f"{scheme.levels} " if scheme.is_ternary else ""
         raise ValueError(
-            f"{words} words cannot hold rows of {count} values of "
+            f"{words} words cannot hold rows of {count} {kind}values of "
             f"{scheme.bits} bits."
         )
     stream = packed.cpu().numpy().astype("<i4").view(np.uint8)
     stream = stream.reshape(channels, words * 4)
-    if scheme.bits == 8:
+    if scheme.is_ternary:
+        codes = _ternary_codes(stream)[:, :count]
+    elif scheme.bits == 8:
         codes = stream[:, :count]
     else:
         bits = np.unpackbits(stream, axis=1, bitorder="little")
@@ -140,11 +190,17 @@ def unpack(
         bits = bits.reshape(channels, count, scheme.bits)
         places = np.arange(scheme.bits, dtype=np.uint8)
         codes = (bits << places).sum(-1, dtype=np.uint8)
-    if scheme.is_binary:
-        plain = codes.astype(np.int8) * 2 - 1
-    elif scheme.signed:
-        plain = codes.astype(np.int16) - 2 ** (scheme.bits - 1)
-        plain = plain.astype(np.int8)
-    else:
-        plain = codes
+    plain = codes.astype(np.int16) * scheme.level_step + _lowest(scheme)
+    plain = plain.astype(np.int8 if scheme.signed else np.uint8)
     return torch.from_numpy(np.ascontiguousarray(plain))
+
+
+def _ternary_codes(stream: np.ndarray) -> np.ndarray:
+    """Turn bytes into the ternary digits that they hold."""
+    if stream.size and stream.max() >= _TERNARY_CODES:
+        raise ValueError(
+            f"a byte of {stream.max()} does not hold five ternary values "
+            f"(these give 0 to {_TERNARY_CODES - 1})."
+        )
+    every = np.arange(_TERNARY_CODES)[:, None] // _PLACES % 3
+    return every.astype(np.uint8)[stream].reshape(len(stream), -1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.schemes import GRANULARITIES, QuantizationScheme
 
 __all__ = [
     "QuantizationScheme",
@@ -25,135 +26,11 @@ __all__ = [
     "WEIGHT_OBSERVERS",
 ]
 
-GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 WEIGHT_OBSERVERS = ("max", "mse", "percentile")
 ROUNDINGS = ("nearest", "gptq", "trained")
-FLOAT_DTYPES = ("bfloat16", "float16")
 PLAN_VERSION = 1
 PLAN_FORMAT = "speechbrain_stablequant.plan"
 _LARGEST = 3.4e38  # scales are float32
-
-
-@dataclass(frozen=True)
-class QuantizationScheme:
-    """How a tensor of real numbers becomes integers.
-
-    Arguments
-    ---------
-    bits : int
-        Width of an integer: 1 to 8, or 16 for a 16-bit float.
-    symmetric : bool
-        True for a zero point of 0, False for an affine mapping.
-    signed : bool
-        Whether the integers are signed.
-    granularity : str
-        ``per_tensor``, ``per_channel`` (output channel) or ``per_group``
-        (runs of ``group_size`` values inside an output channel).
-    group_size : int, optional
-        Number of values that share a scale, for ``per_group`` only.
-    narrow_range : bool
-        Leave out the lowest integer, so that a signed range is symmetric
-        about zero, as TensorRT and ONNX expect of weights.
-    dtype : str
-        ``int``, or ``bfloat16`` / ``float16`` when ``bits`` is 16.
-
-    Raises
-    ------
-    PlanError
-        If a field is out of range or two fields contradict each other.
-
-    Example
-    -------
-    >>> scheme = QuantizationScheme(bits=4)
-    >>> scheme.qmin, scheme.qmax
-    (-7, 7)
-    >>> QuantizationScheme(bits=8, symmetric=False, signed=False).qmax
-    255
-    """
-
-    bits: int = 8
-    symmetric: bool = True
-    signed: bool = True
-    granularity: str = "per_channel"
-    group_size: Optional[int] = None
-    narrow_range: bool = True
-    dtype: str = "int"
-
-    def __post_init__(self):
-        if self.bits == 16:
-            if self.dtype == "int":
-                object.__setattr__(self, "dtype", "bfloat16")
-            if self.dtype not in FLOAT_DTYPES:
-                raise PlanError(
-                    f"dtype '{self.dtype}' is unknown for 16 bits."
-                    + nearest(self.dtype, FLOAT_DTYPES)
-                )
-        elif type(self.bits) is not int or self.bits not in range(1, 9):
-            raise PlanError(
-                f"bits is {self.bits!r}: use 1 to 8 for integers, 16 for "
-                "bfloat16 or float16."
-            )
-        elif self.dtype != "int":
-            raise PlanError(
-                f"dtype '{self.dtype}' needs bits: 16, not {self.bits}."
-            )
-        if self.granularity not in GRANULARITIES:
-            raise PlanError(
-                f"granularity '{self.granularity}' is unknown."
-                + nearest(self.granularity, GRANULARITIES)
-            )
-        grouped = self.granularity == "per_group"
-        if grouped != (self.group_size is not None):
-            raise PlanError(
-                "group_size goes with granularity: per_group and only with "
-                f"it (granularity is {self.granularity}, group_size is "
-                f"{self.group_size})."
-            )
-        if grouped and not (
-            isinstance(self.group_size, int) and self.group_size > 0
-        ):
-            raise PlanError(
-                f"group_size is {self.group_size!r}: use 1 or more."
-            )
-
-    @property
-    def is_float(self) -> bool:
-        """Whether values are stored as 16-bit floats, not integers."""
-        return self.dtype != "int"
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether the two levels are -scale and +scale (1 bit, symmetric)."""
-        return self.bits == 1 and self.symmetric and self.signed
-
-    @property
-    def qmin(self) -> int:
-        """Lowest integer in use."""
-        if self.is_binary:
-            return -1
-        low = -(2 ** (self.bits - 1)) if self.signed else 0
-        # One bit has no integer to spare for a narrow range; a symmetric
-        # unsigned range would lose the one that stands for zero.
-        spare = self.bits > 1 and (self.signed or not self.symmetric)
-        return low + int(self.narrow_range and spare)
-
-    @property
-    def qmax(self) -> int:
-        """Highest integer in use."""
-        if self.is_binary:
-            return 1
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
-
-    def describe(self) -> str:
-        """Return a few words for a table."""
-        if self.is_float:
-            return self.dtype
-        kind = "symmetric" if self.symmetric else "affine"
-        sign = "int" if self.signed else "uint"
-        where = self.granularity.replace("per_", "per ")
-        if self.group_size:
-            where += f" of {self.group_size}"
-        return f"{sign}{self.bits} {kind} {where}"
 
 
 @dataclass(frozen=True)
@@ -163,7 +40,7 @@ class InputPlan:
     Arguments
     ---------
     scheme : QuantizationScheme
-        Width and mapping; inputs are quantized per tensor.
+        Width and mapping; inputs are quantized per tensor, to integer levels.
     low : float
         Lower end of the range that is kept, in the units of the activation.
     high : float
@@ -189,6 +66,11 @@ class InputPlan:
             raise PlanError(
                 "Inputs are quantized per tensor, not "
                 f"{self.scheme.granularity}."
+            )
+        if self.scheme.levels != "integer":
+            raise PlanError(
+                f"Inputs cannot have {self.scheme.levels} levels, only weights "
+                "can: use levels: integer in the scheme of the input."
             )
         if not (
             -_LARGEST <= self.low <= 0 <= self.high <= _LARGEST

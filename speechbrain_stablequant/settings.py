@@ -16,6 +16,7 @@ from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.plan import WEIGHT_OBSERVERS, QuantizationScheme
 from speechbrain_stablequant.presets import preset_knobs
+from speechbrain_stablequant.schemes import LEVELS, level_widths
 
 __all__ = ["Settings", "parse_bits"]
 
@@ -104,6 +105,9 @@ class Settings:
         Values in a group, for ``per_group``.
     weight_symmetric : bool
         Symmetric or affine weights.
+    weight_levels : str
+        ``integer``; ``odd`` (weights of 1 to 4 bits, no level is zero) or
+        ``ternary`` (of 2 bits). Weights of other widths stay ``integer``.
     activation_symmetric : bool
         Symmetric or affine activations.
     activation_signed : bool
@@ -169,6 +173,7 @@ class Settings:
     weight_granularity: str = "per_channel"
     weight_group_size: Optional[int] = None
     weight_symmetric: bool = True
+    weight_levels: str = "integer"
     activation_symmetric: bool = True
     activation_signed: bool = True
     keep: Sequence[str] = ()
@@ -207,6 +212,7 @@ class Settings:
             ("method", METHODS),
             ("observer", OBSERVERS),
             ("weight_observer", WEIGHT_OBSERVERS),
+            ("weight_levels", LEVELS),
             ("tail", TAIL_RULES),
             ("ranking", ("distance", "metric")),
         ):
@@ -271,6 +277,11 @@ class Settings:
             )
 
     def _check_schemes(self):
+        if self.weight_levels != "integer" and not self.weight_symmetric:
+            raise KnobError(
+                f"weight_levels: {self.weight_levels} needs weight_symmetric: "
+                "True; affine weights have integer levels."
+            )
         try:
             self.weight_scheme(8)
             self.activation_scheme(8)
@@ -282,12 +293,14 @@ class Settings:
 
     def weight_scheme(self, bits: int) -> QuantizationScheme:
         """Return the scheme of weights of a width."""
+        fits = bits in level_widths(self.weight_levels)
         return QuantizationScheme(
             bits=bits,
             symmetric=self.weight_symmetric,
             granularity=self.weight_granularity,
             group_size=self.weight_group_size,
             narrow_range=self.weight_symmetric,
+            levels=self.weight_levels if fits else "integer",
         )
 
     def activation_scheme(self, bits: int) -> Optional[QuantizationScheme]:
