@@ -173,10 +173,9 @@ def unpack(
     """
     channels, words = packed.shape
     if words != packed_words(count, scheme):
-        kind = f"{scheme.levels} " if scheme.is_ternary else ""
         raise ValueError(
-            f"{words} words cannot hold rows of {count} {kind}values of "
-            f"{scheme.bits} bits."
+            f"{words} words cannot hold rows of {count} values of "
+            f"{scheme.bits} bits, {scheme.levels} levels."
         )
     stream = packed.cpu().numpy().astype("<i4").view(np.uint8)
     stream = stream.reshape(channels, words * 4)

@@ -56,6 +56,9 @@ WRONG = {
     "granularity": ((*WEIGHT, "granularity"), "per_row", "granularity"),
     "group": ((*WEIGHT, "group_size"), None, "group_size"),
     "group-zero": ((*WEIGHT, "group_size"), 0, "group_size is 0"),
+    "levels": ((*WEIGHT, "levels"), "od", "'od' is unknown.*odd"),
+    "levels-type": ((*WEIGHT, "levels"), 2, "'levels'.*str"),
+    "levels-width": ((*WEIGHT, "levels"), "ternary", "bits: 2, not 3"),
     "dtype": ((*WEIGHT, "dtype"), "float16", "dtype"),
     "observer": ((*LAYER, "weight_observer"), "mean", "weight_observer"),
     "percentile": ((*LAYER, "weight_percentile"), 101, "weight_percentile"),
@@ -130,3 +133,40 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_widths_that_do_not_exist(bits):
     with pytest.raises(PlanError, match="bits"):
         QuantizationScheme(bits=bits)
+
+
+@pytest.mark.parametrize(
+    ("levels", "bits"),
+    [("odd", 5), ("odd", 8), ("odd", 16), *(("ternary", b) for b in (1, 3, 8))],
+)
+def test_levels_that_a_width_does_not_have(levels, bits):
+    with pytest.raises(PlanError, match=f"'{levels}' needs bits.*not {bits}"):
+        QuantizationScheme(bits, levels=levels)
+
+
+@pytest.mark.parametrize("field", ["symmetric", "signed"])
+@pytest.mark.parametrize("levels", ["odd", "ternary"])
+def test_levels_that_are_neither_affine_nor_unsigned(levels, field):
+    with pytest.raises(PlanError, match=f"{field} is False"):
+        QuantizationScheme(2, levels=levels, **{field: False})
+
+
+@pytest.mark.parametrize("levels", ["odd", "ternary"])
+def test_inputs_have_integer_levels(levels):
+    scheme = QuantizationScheme(2, granularity="per_tensor", levels=levels)
+    with pytest.raises(PlanError, match=f"{levels} levels.*levels: integer"):
+        InputPlan(scheme, -1.0, 1.0)
+
+
+def test_levels_are_named_and_stay_in_json():
+    odd = QuantizationScheme(2, levels="odd")
+    assert odd.describe() == "int2 odd symmetric per channel"
+    assert QuantizationScheme(2).describe() == "int2 symmetric per channel"
+    plan = QuantizationPlan({"a": LayerPlan(odd)})
+    assert QuantizationPlan.from_json(plan.to_json()) == plan
+
+
+def test_a_plan_from_before_there_were_levels_has_integers():
+    data = PLAN.to_dict()
+    del data["layers"]["a.b"]["weight"]["levels"]
+    assert QuantizationPlan.from_dict(data) == PLAN

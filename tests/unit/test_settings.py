@@ -48,6 +48,7 @@ WRONG = {
     "method": ("stablequnt", "stablequant"),
     "observer": ("percentil", "percentile"),
     "weight_observer": ("entropy", "max"),
+    "weight_levels": ("tenary", "ternary"),
     "tail": ("cut", "drop"),
     "percentile": (101, "percentile is 101"),
     "min_coverage": (1.5, "0 to 1"),
@@ -94,3 +95,21 @@ def test_schemes_follow_the_knobs():
     assert (scheme.qmin, scheme.qmax) == (0, 255)
     assert settings.activation_scheme(32) is None
     assert settings.weight_scheme(4).qmin == -7
+
+
+@pytest.mark.parametrize(
+    ("levels", "widths"), [("odd", (1, 2, 3, 4)), ("ternary", (2,))]
+)
+def test_levels_are_for_low_widths(levels, widths):
+    settings = Settings(weight_levels=levels, bits="W2A8")
+    for bits in (*range(1, 9), 16):
+        expected = levels if bits in widths else "integer"
+        assert settings.weight_scheme(bits).levels == expected
+    assert settings.activation_scheme(2).levels == "integer"
+    assert settings.search_identity()["weight_levels"] == levels
+
+
+@pytest.mark.parametrize("levels", ["odd", "ternary"])
+def test_levels_do_not_go_with_affine_weights(levels):
+    with pytest.raises(KnobError, match=f"{levels}.*weight_symmetric: True"):
+        Settings(weight_levels=levels, weight_symmetric=False)
