@@ -10,13 +10,23 @@ import torch
 from speechbrain_stablequant import distributed
 from speechbrain_stablequant.calibration import ActivationCollector, Statistics
 from speechbrain_stablequant.coverage import Coverage, cover
-from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
+from speechbrain_stablequant.errors import (
+    CalibrationError,
+    KnobError,
+    PlanError,
+    nearest,
+)
 from speechbrain_stablequant.layers import (
     Conversion,
     LayerWeights,
     quantizable_layers,
 )
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.rounding import (
+    UNREACHED,
+    Rounded,
+    round_weights,
+)
 from speechbrain_stablequant.scoring import Evaluator
 from speechbrain_stablequant.search import (
     METHODS,
@@ -44,7 +54,7 @@ class Planned:
     search : dict
         The report of the search method, plain data.
     unreached : list of str
-        Layers that calibration never reached: weight-only.
+        Layers that calibration never reached: weight-only, to the nearest.
     statistics : dict
         What calibration saw; serves another plan of the same weights.
     weights : dict
@@ -98,7 +108,8 @@ def make_plan(
     CoverageError
         If too little of the model would be quantized.
     CalibrationError
-        If activations are to be quantized and no data came.
+        If activations are to be quantized, or weights to be rounded by their
+        error on data, and no data came.
     """
     if settings.plan is not None:
         plan = QuantizationPlan.load(settings.plan)
@@ -107,6 +118,7 @@ def make_plan(
     layers = _selected(conversion, settings)
     # Too small a coverage is known before the long part begins.
     _coverage(conversion, layers, settings).check(settings.min_coverage)
+    _check_data(settings, calibrate)
     if not statistics:
         statistics = _statistics(conversion, layers, settings, calibrate)
     unreached = [
@@ -142,9 +154,21 @@ def make_plan(
             "float_layers": [name for name in every if name not in found],
         },
     )
-    notes = dict.fromkeys(unreached, "calibration never reached it")
-    coverage = cover(conversion, plan, settings, notes)
-    return Planned(plan, coverage, result.report, unreached, statistics)
+    rounded = _rounded(conversion, plan, calibrate, settings, progress)
+    for name, why in rounded.nearest.items():
+        if why == UNREACHED and name not in unreached:
+            unreached.append(name)
+    notes = {n: f"to nearest: {why}" for n, why in rounded.nearest.items()}
+    notes.update(dict.fromkeys(unreached, UNREACHED))
+    coverage = cover(conversion, rounded.plan, settings, notes)
+    return Planned(
+        rounded.plan,
+        coverage,
+        result.report,
+        unreached,
+        statistics,
+        rounded.weights,
+    )
 
 
 def given_plan(
@@ -155,10 +179,20 @@ def given_plan(
     Raises
     ------
     PlanError
-        If it names a layer that the model does not have.
+        If it names a layer that the model does not have, or one whose
+        integers do not follow from the plan.
     CoverageError
         If too little of the model would be quantized.
     """
+    rounded = [n for n, p in plan.layers.items() if p.rounding != "nearest"]
+    if rounded:
+        raise PlanError(
+            f"The plan's layer '{rounded[0]}' has rounding: "
+            f"{plan.layers[rounded[0]].rounding}; its integers are in the "
+            "checkpoint that was written with the plan, not in the plan. Load "
+            "that checkpoint, make the plan again (plan: null), or set "
+            f"'rounding' to 'nearest' in the file for {len(rounded)} layers."
+        )
     for name, layer in plan.layers.items():
         conversion.set(name, layer)
     coverage = cover(conversion, plan, settings)
@@ -187,6 +221,22 @@ def _check_patterns(conversion: Conversion, settings: Settings) -> None:
                     f"{knob}: '{pattern}' matches no layer."
                     + nearest(pattern, layers)
                 )
+
+
+def _check_data(settings: Settings, calibrate) -> None:
+    """Refuse to round by the error on data where there is none."""
+    if settings.rounding != "nearest" and calibrate is None:
+        raise CalibrationError(
+            f"rounding: {settings.rounding} needs calibration data. Give some, "
+            "or set rounding: nearest."
+        )
+
+
+def _rounded(conversion, plan, calibrate, settings, progress) -> Rounded:
+    """Round the weights of a plan; those to the nearest follow from it."""
+    if settings.rounding == "nearest":
+        return Rounded(plan, {}, {})
+    return round_weights(conversion, plan, calibrate, settings, progress)
 
 
 def _coverage(conversion, layers, settings) -> Coverage:

@@ -22,6 +22,7 @@ __all__ = ["Settings", "parse_bits"]
 
 _BITS = re.compile(r"^[wW](\d+)(?:[aA](\d+))?$")
 METHODS = ("mixed_precision", "stablequant", "uniform")
+ROUNDINGS = ("nearest", "gptq")
 DEFAULT_CANDIDATES = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
 DEFAULT_PERCENTILES = (
     100.0, 99.999, 99.99, 99.95, 99.9, 99.8, 99.5, 99.0, 98.0,
@@ -108,6 +109,12 @@ class Settings:
     weight_levels : str
         ``integer``; ``odd`` (weights of 1 to 4 bits, no level is zero) or
         ``ternary`` (of 2 bits). Weights of other widths stay ``integer``.
+    rounding : str
+        ``nearest``, or ``gptq``: weights make up for each other's rounding
+        errors on the calibration data.
+    rounding_passes : int, optional
+        ``gptq``: calibration passes, at most. By default one for each unit, 16
+        at most; with 1 all layers see the inputs of the float model.
     activation_symmetric : bool
         Symmetric or affine activations.
     activation_signed : bool
@@ -174,6 +181,8 @@ class Settings:
     weight_group_size: Optional[int] = None
     weight_symmetric: bool = True
     weight_levels: str = "integer"
+    rounding: str = "nearest"
+    rounding_passes: Optional[int] = None
     activation_symmetric: bool = True
     activation_signed: bool = True
     keep: Sequence[str] = ()
@@ -213,6 +222,7 @@ class Settings:
             ("observer", OBSERVERS),
             ("weight_observer", WEIGHT_OBSERVERS),
             ("weight_levels", LEVELS),
+            ("rounding", ROUNDINGS),
             ("tail", TAIL_RULES),
             ("ranking", ("distance", "metric")),
         ):
@@ -252,8 +262,23 @@ class Settings:
                 f"observer '{self.observer}' goes with method: uniform; "
                 "stablequant chooses scales by mse or entropy."
             )
+        self._check_rounding()
         self._check_budget()
         self._check_schemes()
+
+    def _check_rounding(self):
+        passes = self.rounding_passes
+        if passes is not None and (type(passes) is not int or passes < 1):
+            raise KnobError(
+                f"rounding_passes is {passes!r}: use a whole number of at "
+                "least 1, or null for one pass a unit."
+            )
+        if self.plan is not None and self.rounding != "nearest":
+            raise KnobError(
+                f"rounding: {self.rounding} goes through calibration data, of "
+                "which a plan that is given (plan: path.json) needs none: set "
+                "one of them to its default."
+            )
 
     def _check_budget(self):
         if isinstance(self.candidates, (str, int)) or not self.candidates:
@@ -340,7 +365,11 @@ class Settings:
     def needs_data(self) -> bool:
         """Whether something is to be observed or measured."""
         widths = map(parse_bits, (self.bits, *self.layer_bits.values()))
-        return self.method != "uniform" or any(a != 32 for _, a in widths)
+        return (
+            self.method != "uniform"
+            or self.rounding != "nearest"
+            or any(a != 32 for _, a in widths)
+        )
 
     def kept_by(self, name: str) -> Optional[str]:
         """Return the pattern of ``keep`` that matches a layer, or None."""
@@ -353,6 +382,8 @@ class Settings:
         ignored = {
             "min_coverage", "search_num_bytes", "plan", "preset", "candidates",
             "max_drop", "target_size", "ranking", "front_points", "subset",
+            # They score weights rounded to the nearest.
+            "rounding", "rounding_passes",
         }  # fmt: skip
         return {
             # Lists, as they come back from JSON.

@@ -146,9 +146,7 @@ def _reasons(conversion: Conversion, plan: QuantizationPlan) -> dict[str, str]:
     return reasons
 
 
-def _passes(
-    plan: QuantizationPlan, limit: Optional[int]
-) -> list[list[str]]:
+def _passes(plan: QuantizationPlan, limit: Optional[int]) -> list[list[str]]:
     """Return the layers of each pass: whole units, in the plan's order."""
     units: dict[str, list[str]] = {}
     for name, layer in plan.layers.items():
