@@ -5,7 +5,8 @@ error of the layer's output on real inputs: GPTQ rounds input by input and
 moves what one rounding gets wrong onto the weights not yet rounded.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Callable, NamedTuple, Optional
 
 import torch
@@ -17,8 +18,6 @@ from speechbrain_stablequant.numerics import (
     integer_dtype,
     quantize,
     quantize_with,
-    row_scales,
-    split_groups,
 )
 from speechbrain_stablequant.plan import QuantizationScheme
 
@@ -26,7 +25,7 @@ __all__ = ["gptq", "inverse_factor"]
 
 _ATTEMPTS = 6  # the last one damps by 100 000 times as much as the first
 
-Scales = tuple[torch.Tensor, torch.Tensor]
+Scales = Sequence[Optional[torch.Tensor]]  # scale, and zero point if affine
 
 
 def gptq(
@@ -37,14 +36,16 @@ def gptq(
     percentile: float = 99.99,
     damping: float = 0.01,
     block_size: int = 128,
+    reorder: bool = True,
 ) -> Quantized:
     """Quantize rows of weights for the least error of the layer's output.
 
     E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate
     Post-Training Quantization for Generative Pre-trained Transformers", ICLR
-    2023 (arXiv 2210.17323). Inputs of large energy come first (``act_order``
-    in the authors' code), unless neighbours share a scale: the scales of a
-    group are chosen when its turn comes, from weights as they are then.
+    2023 (arXiv 2210.17323). Inputs of large energy come first, and scales are
+    those of the float weights (``act_order`` and ``static_groups`` in the
+    authors' code). Where the energy of inputs varies by factors of ten, this
+    halves the error; where it does not, it changes little either way.
 
     Arguments
     ---------
@@ -65,6 +66,9 @@ def gptq(
     block_size : int
         Inputs after which an error reaches all that is left. It changes speed,
         and the result only by the rounding errors of sums.
+    reorder : bool
+        False: inputs in their own order, and the scales of a group chosen when
+        its turn comes, from weights as they are then.
 
     Returns
     -------
@@ -91,25 +95,25 @@ def gptq(
     hessians = hessian[None] if hessian.dim() == 2 else hessian
     _check(rows, hessians)
     rows = rows.detach().to(torch.float32)
-    whole = None
-    if scheme.granularity != "per_group":
-        # As they are before any weight is moved: all values count.
-        whole = row_scales(
-            split_groups(rows, scheme), scheme, observer, percentile
-        )
-    rule = _Rule(scheme, observer, percentile, damping, block_size)
+    rule = _Rule(scheme, observer, percentile, damping, block_size, reorder)
+    plain = quantize(rows, scheme, observer, percentile)
+    shared = scheme.granularity == "per_tensor"
     parts = []
     for index, part in enumerate(rows.chunk(len(hessians))):
-        scales = whole
-        if scheme.granularity == "per_channel":
-            scales = tuple(x.chunk(len(hessians))[index] for x in whole)
+        scales = [
+            x if x is None or shared else x.chunk(len(hessians))[index]
+            for x in (plain.scale, plain.zero_point)
+        ]
         parts.append(_round_part(part, hessians[index], scales, rule))
-    values, scale, zero_point = (torch.cat(x) for x in zip(*parts))
-    if scheme.granularity == "per_tensor":
-        scale, zero_point = whole
-    if scheme.symmetric:
-        return Quantized(values, scale, None)
-    return Quantized(values, scale, zero_point.to(integer_dtype(scheme)))
+    values = torch.cat([part.values for part in parts])
+    if shared:
+        return plain._replace(values=values)
+    return Quantized(values, *(_join(x) for x in list(zip(*parts))[1:]))
+
+
+def _join(tensors, dim: int = 0) -> Optional[torch.Tensor]:
+    """Concatenate, unless there are no tensors but None."""
+    return None if tensors[0] is None else torch.cat(tensors, dim=dim)
 
 
 class _Rule(NamedTuple):
@@ -120,6 +124,7 @@ class _Rule(NamedTuple):
     percentile: float
     damping: float
     block_size: int
+    reorder: bool
 
 
 def _check(rows: torch.Tensor, hessians: torch.Tensor) -> None:
@@ -140,7 +145,7 @@ def _check(rows: torch.Tensor, hessians: torch.Tensor) -> None:
 def _round_part(
     rows: torch.Tensor,
     hessian: torch.Tensor,
-    whole: Optional[Scales],
+    scales: Scales,
     rule: _Rule,
 ) -> Quantized:
     """Quantize rows that see the same inputs.
@@ -151,41 +156,44 @@ def _round_part(
         (channels, n) float32.
     hessian : torch.Tensor
         (n, n).
-    whole : tuple of torch.Tensor, optional
-        Scales and zero points, (channels, 1) or (1, 1); None for groups.
+    scales : tuple
+        Scales and zero points of the float weights, (channels, groups).
     rule : _Rule
         What else `gptq` was given.
 
     Returns
     -------
     Quantized
-        Integers, scales and, always, zero points.
+        Integers and scales.
     """
     scheme, n = rule.scheme, rows.shape[1]
-    size, order = None, torch.arange(n, device=rows.device)
-    if whole is None:
-        size = min(scheme.group_size, n)
-    else:
+    size = min(scheme.group_size or n, n)
+    order = torch.arange(n, device=rows.device)
+    if rule.reorder:
         order = hessian.diagonal().argsort(descending=True, stable=True)
     work = rows[:, order]  # a copy
+    groups = (order // size).tolist()
     factor = inverse_factor(hessian[order][:, order], rule.damping)
+    moving = not rule.reorder and scheme.granularity == "per_group"
     found: list[Scales] = []
 
     def scales_at(column: int) -> Scales:
-        if whole is not None:
-            return whole
+        if not moving:
+            group = groups[column]
+            return tuple(x if x is None else x[:, group, None] for x in scales)
         if column % size == 0:
-            group = work[:, None, column : column + size].contiguous()
-            found.append(
-                row_scales(group, scheme, rule.observer, rule.percentile)
-            )
+            # Chosen by `quantize`: they are then read as its own are.
+            group = work[:, column : column + size].contiguous()
+            one = dataclasses.replace(scheme, group_size=group.shape[1])
+            found.append(quantize(group, one, *rule[1:3])[1:])
         return found[-1]
 
-    blocks = _blocks(n, size, rule.block_size)
+    blocks = _blocks(n, size if moving else None, rule.block_size)
     rounded = _sweep(work, factor, scheme, scales_at, blocks)
     values = torch.empty_like(rounded)
     values[:, order] = rounded
-    scales = (torch.cat(x, dim=1) for x in zip(*(found or [whole])))
+    if moving:
+        scales = [_join(x, dim=1) for x in zip(*found)]
     return Quantized(values, *scales)
 
 

@@ -154,7 +154,7 @@ class HessianCollector:
     convolution. A Transformer layer of HuBERT-base takes 47 MiB, of which 36
     are those of its second feed-forward layer (n = 3072); all of HuBERT-base
     takes about 0.6 GiB. Its positional convolution (16 groups, n = 6144) would
-    take 2.3 GiB more: over `MAX_NUM_BYTES` a layer has no Hessian.
+    take 2.25 GiB more: over `MAX_NUM_BYTES` a layer has no Hessian.
 
     Arguments
     ---------
