@@ -21,6 +21,7 @@ In the YAML of a task:
 
 import csv
 import json
+import random
 from itertools import chain
 from pathlib import Path
 
@@ -338,6 +339,33 @@ class WeightedSum(torch.nn.Module):
         return torch.einsum(
             "btld,l->btd", feats.float(), self.weights.float().softmax(0)
         )
+
+
+def load_splits(hparams):
+    """Reads the CSV files of a task as data sets, with the item ``feats``.
+
+    Arguments
+    ---------
+    hparams : dict
+        ``train_csv``, ``valid_csv``, ``test_csv``, ``features`` and ``seed``;
+        with ``max_train_utterances`` so many are drawn for training.
+
+    Returns
+    -------
+    datasets : list of DynamicItemDataset
+        For training, validation and test.
+    """
+    rows = [
+        sb.dataio.dataio.load_data_csv(hparams[f"{split}_csv"])
+        for split in ("train", "valid", "test")
+    ]
+    limit = hparams.get("max_train_utterances")
+    if limit is not None and limit < len(rows[0]):
+        chosen = random.Random(hparams["seed"]).sample(sorted(rows[0]), limit)
+        rows[0] = {utt: rows[0][utt] for utt in chosen}
+    datasets = [sb.dataio.dataset.DynamicItemDataset(each) for each in rows]
+    hparams["features"].add_to(datasets)
+    return datasets
 
 
 def write_predictions(path, rows):

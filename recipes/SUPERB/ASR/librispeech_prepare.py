@@ -1,0 +1,1 @@
+../../LibriSpeech/ASR/CTC/librispeech_prepare.py

@@ -1,0 +1,1 @@
+../../SpeechCommands/ASR/CTC/speech_commands_prepare.py

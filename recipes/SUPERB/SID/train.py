@@ -1,0 +1,1 @@
+../KS/train.py
