@@ -49,7 +49,7 @@ class PostTrainingQuantizationMixin:
         )
         with noted_keys(self.checkpointer) as keys:
             result = super().fit(*args, **kwargs)
-        quantizer.after_fit(self, keys)
+        quantizer.after_fit(self, keys, (super().fit, call))
         return result
 
     def evaluate(self, *args, **kwargs):

@@ -40,6 +40,7 @@ def guarded(
     label: str,
     ours: Optional[Path] = None,
     since: Optional[float] = None,
+    spared: Optional[Checkpointer] = None,
 ) -> Iterator[None]:
     """Guard a Brain's folder and checkpoints while the block runs.
 
@@ -56,12 +57,14 @@ def guarded(
         Folder of the plugin's own results, which are not the pass's.
     since : float, optional
         When the float pass began, in seconds since the epoch.
+    spared : Checkpointer, optional
+        One that may save and load: that of the plugin's own training.
     """
     folder = _output_folder(brain)
     # Another process may still be writing what its float pass has found.
     ddp_barrier()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_checkpointers_off(brain))
+        stack.enter_context(_checkpointers_off(brain, spared))
         stack.enter_context(
             _shadowed(brain, {"on_evaluate_start": _do_nothing})
         )
@@ -120,9 +123,9 @@ def _shadowed(target, methods) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _checkpointers_off(brain) -> Iterator[None]:
+def _checkpointers_off(brain, spared) -> Iterator[None]:
     """Neither save, delete nor load checkpoints."""
-    found = _checkpointers(brain)
+    found = [c for c in _checkpointers(brain) if c is not spared]
     before = {c: _fingerprint(Path(c.checkpoints_dir)) for c in found}
     with contextlib.ExitStack() as stack:
         for checkpointer in found:

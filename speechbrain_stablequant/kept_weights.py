@@ -22,7 +22,14 @@ from torch import nn
 from speechbrain_stablequant.errors import KnobError, nearest
 from speechbrain_stablequant.layers.surgery import ModuleState
 
-__all__ = ["checkpoint_keys", "kept_weights", "noted_keys"]
+__all__ = [
+    "checkpoint_keys",
+    "chosen_key",
+    "held_modules",
+    "kept_weights",
+    "noted_keys",
+    "unchanged",
+]
 
 logger = get_logger(__name__)
 
@@ -31,17 +38,18 @@ Keys = dict[str, str]  # {"min_key": name} or {"max_key": name}
 
 
 def checkpoint_keys(
-    min_key: Optional[str], max_key: Optional[str], when: str
+    min_key: Optional[str], max_key: Optional[str], used: bool
 ) -> Keys:
     """Return the key that the user gave to choose a checkpoint by, or none."""
     keys = {"min_key": min_key, "max_key": max_key}
     keys = {kind: name for kind, name in keys.items() if name is not None}
     if len(keys) > 1:
         raise KnobError("min_key and max_key exclude each other: give one.")
-    if keys and when != "fit":
+    if keys and not used:
         raise KnobError(
-            f"{next(iter(keys))} goes with when: fit; evaluate loads the "
-            "checkpoint that the recipe tells it to."
+            f"{next(iter(keys))} goes with when: fit and with method: "
+            "quantization_aware; evaluate loads the checkpoint that the recipe "
+            "tells it to."
         )
     return keys
 
@@ -131,7 +139,7 @@ def kept_weights(
         for name, obj in checkpointer.recoverables.items()
         if isinstance(obj, nn.Module)
     }
-    with _unchanged(modules.values()):
+    with unchanged(modules.values()):
         # A copy with fewer recoverables keeps the toolkit's rules of loading.
         loader = copy.copy(checkpointer)
         loader.recoverables = modules
@@ -180,8 +188,22 @@ def _describe(checkpoint: Optional[Checkpoint], keys: Keys) -> dict[str, Any]:
     }
 
 
+def chosen_key(weights: Optional[dict]) -> Keys:
+    """Return the key that `kept_weights` chose by, from its description."""
+    kinds = {"lowest": "min_key", "highest": "max_key"}
+    kind = kinds.get((weights or {}).get("choice"))
+    return {} if kind is None else {kind: weights["key"]}
+
+
+def held_modules(brain) -> list[nn.Module]:
+    """Return all modules that a Brain and its checkpointer hold."""
+    checkpointer = brain.checkpointer
+    held = [] if checkpointer is None else checkpointer.recoverables.values()
+    return [brain.modules, *(obj for obj in held if isinstance(obj, nn.Module))]
+
+
 @contextlib.contextmanager
-def _unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
+def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Bring modules back as they were: values, attributes, identities."""
     parts = {part: None for module in modules for part in module.modules()}
     states = [ModuleState(part) for part in parts]

@@ -37,6 +37,7 @@ from speechbrain_stablequant.search import (
     weights_digest,
 )
 from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.training.edges import with_first_last
 
 __all__ = ["Planned", "given_plan", "make_plan"]
 
@@ -115,6 +116,7 @@ def make_plan(
         plan = QuantizationPlan.load(settings.plan)
         return given_plan(conversion, settings, plan)
     _check_patterns(conversion, settings)
+    settings = with_first_last(conversion.root, settings)
     layers = _selected(conversion, settings)
     # Too small a coverage is known before the long part begins.
     _coverage(conversion, layers, settings).check(settings.min_coverage)

@@ -1,8 +1,9 @@
 """`PostTrainingQuantizer`: the block that a user adds to a recipe."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
@@ -18,7 +19,13 @@ from speechbrain_stablequant.brain import (
 from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.guard import guarded, noted_start, test_name
-from speechbrain_stablequant.kept_weights import checkpoint_keys, kept_weights
+from speechbrain_stablequant.kept_weights import (
+    checkpoint_keys,
+    chosen_key,
+    held_modules,
+    kept_weights,
+    unchanged,
+)
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.meter import measured_pass
 from speechbrain_stablequant.pipeline import Planned, make_plan
@@ -32,6 +39,7 @@ from speechbrain_stablequant.runtime import (
 )
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.training.recipe import RecipeTraining
 from speechbrain_stablequant.validation import (
     BatchSample,
     calibrate,
@@ -149,7 +157,11 @@ class PostTrainingQuantizer:
         self.backend = make_backend(
             runtime, runtime_threads, runtime_precision, allow_float
         )
-        self.keys = checkpoint_keys(min_key, max_key, when)
+        self._trains = self.settings.method == "quantization_aware"
+        self.keys = checkpoint_keys(
+            min_key, max_key, when == "fit" or self._trains
+        )
+        self._chosen: dict = {}  # the key that the next pass chooses by
         self.weights: Optional[dict] = None
         self.execution: Any = None
         self._data: tuple = (None, {})
@@ -187,8 +199,13 @@ class PostTrainingQuantizer:
         """Remember the recipe's validation data for calibration."""
         self._data = (valid_set, dict(loader_kwargs))
 
-    def after_fit(self, brain, keys: Iterable[tuple[str, str]] = ()) -> None:
-        """Quantize at the end of ``fit``, for recipes without ``evaluate``.
+    def after_fit(
+        self,
+        brain,
+        keys: Iterable[tuple[str, str]] = (),
+        fit: Optional[tuple[Callable, dict]] = None,
+    ) -> None:
+        """Do what follows ``fit``: training with quantized layers, scoring.
 
         Arguments
         ---------
@@ -197,18 +214,48 @@ class PostTrainingQuantizer:
         keys : iterable
             By what the recipe keeps checkpoints, see
             `speechbrain_stablequant.kept_weights`.
+        fit : tuple, optional
+            The recipe's own ``fit`` and the arguments of its call, for
+            ``method: quantization_aware``.
         """
-        if self.when != "fit":
+        trains = self._trains and fit is not None and not brain.test_only
+        if self.when != "fit" and not trains:
             return
         folder = self._folder(brain)
         with kept_weights(brain, self.keys, keys, folder) as self.weights:
+            if trains:
+                self._train(brain, fit)
+            if self.when != "fit":
+                return
+            self._chosen = chosen_key(self.weights)
             if self._data[0] is not None:
                 self._validate(brain)
                 return
-            with preserved(brain), Conversion(self._root(brain)) as conversion:
+            with self._converting(brain) as conversion:
                 planned = self._plan(brain, conversion)
                 conversion.apply_plan(planned.plan, planned.weights)
                 self._finish(brain, conversion, planned, None)
+
+    def _train(self, brain, fit: tuple[Callable, dict]) -> None:
+        """Train with quantized layers; the float model comes back."""
+        training = RecipeTraining(self.settings, self._folder(brain))
+        with self._converting(brain) as conversion:
+            training.train(
+                brain,
+                conversion,
+                lambda: self._search(brain, conversion, ""),
+                fit,
+                (self.suffix, self.label),
+            )
+
+    @contextlib.contextmanager
+    def _converting(self, brain) -> Iterator[Conversion]:
+        """Convert layers while the block runs; afterwards all is as before."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(preserved(brain))
+            if self._trains:
+                stack.enter_context(unchanged(held_modules(brain)))
+            yield stack.enter_context(Conversion(self._root(brain)))
 
     def _validate(self, brain) -> None:
         """Score on the whole validation set, in float and quantized."""
@@ -252,6 +299,7 @@ class PostTrainingQuantizer:
             start = self._run_float(brain, run, result)
         else:
             brain.on_evaluate_start(**keys)
+        self._chosen = keys
         self.evaluate_quantized(brain, run, result, start)
         return result.loss if result.float_loss is None else result.float_loss
 
@@ -280,7 +328,7 @@ class PostTrainingQuantizer:
             What the float pass started from: its ``step`` and ``time``.
         """
         start = start or {}
-        with preserved(brain), Conversion(self._root(brain)) as conversion:
+        with self._converting(brain) as conversion:
             planned = self._plan(brain, conversion)
             conversion.apply_plan(planned.plan, planned.weights)
             try:
@@ -322,10 +370,17 @@ class PostTrainingQuantizer:
     def _plan(self, brain, conversion: Conversion) -> Planned:
         """Return the plan for the weights as they are now."""
         digest = weights_digest(conversion.root)
-        if self._planned is not None and self._planned[0] == digest:
+        known = self._planned is not None and self._planned[0] == digest
+        # Training is loaded each time: other values come with its integers.
+        if known and not self._trains:
             return self._planned[1]
         settings = self.settings
-        if settings.plan is None and settings.needs_data:
+        if self._trains:
+            training = RecipeTraining(settings, self._folder(brain))
+            planned = training.planned(brain, conversion, self._chosen)
+            if known:
+                return self._planned[1]
+        elif settings.plan is None and settings.needs_data:
             planned = self._search(brain, conversion, digest)
         else:
             planned = make_plan(conversion, settings, None, None)

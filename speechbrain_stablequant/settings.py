@@ -16,12 +16,15 @@ from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.plan import WEIGHT_OBSERVERS, QuantizationScheme
 from speechbrain_stablequant.presets import preset_knobs
+from speechbrain_stablequant.training import TrainingSettings
 from speechbrain_stablequant.schemes import LEVELS, level_widths
 
 __all__ = ["Settings", "parse_bits"]
 
 _BITS = re.compile(r"^[wW](\d+)(?:[aA](\d+))?$")
-METHODS = ("mixed_precision", "stablequant", "uniform")
+METHODS = (
+    "mixed_precision", "quantization_aware", "stablequant", "uniform",
+)  # fmt: skip
 ROUNDINGS = ("nearest", "gptq")
 DEFAULT_CANDIDATES = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
 DEFAULT_PERCENTILES = (
@@ -92,6 +95,8 @@ class Settings:
         ``stablequant``: layer-adaptive clipping by the recipe's metric.
         ``mixed_precision``: widths layer by layer, under a budget.
         ``uniform``: one observer for all layers, no search.
+        ``quantization_aware``: a few more epochs of the recipe with learned
+        step sizes and distillation from the float model; see ``training``.
     observer : str
         ``uniform``: ``max``, ``percentile``, ``mse`` or ``entropy``, for all
         layers; ``mixed_precision`` likewise. ``stablequant``: ``mse`` as in
@@ -162,6 +167,9 @@ class Settings:
         Seed of the samples and the bootstrap.
     plan : str, optional
         A plan (JSON file) to apply with no calibration and no search.
+    training : dict
+        ``quantization_aware``: its own knobs, see
+        `speechbrain_stablequant.training.TrainingSettings`.
     preset : str, optional
         Knobs by name, see `speechbrain_stablequant.presets`; those given
         beside it count more.
@@ -203,6 +211,7 @@ class Settings:
     search_num_bytes: int = 1 << 31
     seed: int = 1986
     plan: Optional[Union[str, Path]] = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preset: Optional[str] = None
 
     @classmethod
@@ -265,6 +274,7 @@ class Settings:
         self._check_rounding()
         self._check_budget()
         self._check_schemes()
+        self._check_training()
 
     def _check_rounding(self):
         passes = self.rounding_passes
@@ -300,6 +310,33 @@ class Settings:
                 "bytes within it) or target_size (best metric within it), one "
                 "of them; set the other to null."
             )
+
+    def _check_training(self):
+        TrainingSettings.from_knobs(self.training)
+        if self.method != "quantization_aware":
+            if self.training:
+                raise KnobError(
+                    "training goes with method: quantization_aware, not with "
+                    f"{self.method}."
+                )
+            return
+        for name in ("rounding", "plan"):
+            value = getattr(self, name)
+            if value not in ("nearest", None):
+                raise KnobError(
+                    f"{name}: {value} does not go with method: "
+                    "quantization_aware, which trains the integers itself."
+                )
+        if not self.weight_symmetric:
+            raise KnobError(
+                "method: quantization_aware learns the steps of symmetric "
+                "weights: set weight_symmetric: True."
+            )
+
+    @property
+    def training_settings(self) -> TrainingSettings:
+        """The knobs below ``training``."""
+        return TrainingSettings.from_knobs(self.training)
 
     def _check_schemes(self):
         if self.weight_levels != "integer" and not self.weight_symmetric:

@@ -223,7 +223,8 @@ class QuantizedModule:
             torch.tensor(plan.low), torch.tensor(plan.high), plan.scheme
         )
         self._input_schemes[name] = plan.scheme
-        device = next(self.buffers(recurse=False)).device
+        own = (*self._buffers.values(), *self._parameters.values())
+        device = next(t.device for t in own if t is not None)
         for part, value in (("scale", scale), ("zero_point", zero_point)):
             self.register_buffer(f"{name}_{part}", value.to(device))
 

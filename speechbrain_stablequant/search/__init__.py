@@ -30,6 +30,7 @@ __all__ = [
 
 METHODS: dict[str, Callable[[SearchContext], SearchResult]] = {
     "mixed_precision": search_mixed_precision,
+    "quantization_aware": search_uniform,  # where training starts from
     "stablequant": search_stablequant,
     "uniform": search_uniform,
 }

@@ -1,0 +1,170 @@
+"""The knobs of quantization-aware training, checked in one place."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+from speechbrain_stablequant.errors import KnobError, nearest
+
+__all__ = ["TrainingSettings"]
+
+# Gradual lowering: the widths that lead to a target, in bits.
+_STAGES = {1: (4, 2), 2: (4,)}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Knobs below ``training`` of ``method: quantization_aware``.
+
+    Arguments
+    ---------
+    epochs : int
+        Epochs of the recipe's own loop, after its float ones.
+    lr_factor : float
+        Learning rates are those that the recipe's optimizers begin with times
+        this, and fall linearly to zero; the recipe's schedulers have no say.
+    step_lr : float
+        Learning rate of the logarithms of step sizes, before it falls too.
+    warmup : float
+        Part of the training in which rates rise from zero.
+    stages : list of int, optional
+        Weight widths, in bits, that the training passes through on its way
+        to ``bits``; by default 4 for 2 bits, 4 and 2 for 1 bit. ``[]``: none.
+    lowering : float
+        Part of the training that these take together.
+    first_last : str
+        Widths of the first and the last layer, where these are not part of a
+        repeated block; ``layer_bits`` counts more. ``W32`` keeps them float.
+    task_weight : float
+        Weight of the recipe's own loss; 0 trains by distillation alone.
+    hidden_weight : float
+        Weight of the distance between hidden states of the float model and of
+        the quantized one: squared, relative to the former's power, averaged
+        over the blocks.
+    output_weight : float
+        Weight of the Kullback-Leibler divergence between their outputs.
+    temperature : float
+        Of that divergence.
+    hidden_layers : list of str
+        Blocks whose outputs are compared: names with ``*`` wildcards. By
+        default the elements of lists of alike blocks with several layers.
+    output_layer : str, optional
+        Layer whose outputs are logits; ``auto``: the last linear layer outside
+        of such blocks; null: none.
+
+    Raises
+    ------
+    KnobError
+        For an unknown knob or a value out of range.
+    """
+
+    epochs: int = 5
+    lr_factor: float = 0.5
+    step_lr: float = 5e-4
+    warmup: float = 0.05
+    stages: Optional[Sequence[int]] = None
+    lowering: float = 0.3
+    first_last: str = "W8A8"
+    task_weight: float = 1.0
+    hidden_weight: float = 1.0
+    output_weight: float = 1.0
+    temperature: float = 1.0
+    hidden_layers: Union[str, Sequence[str]] = ()
+    output_layer: Optional[str] = "auto"
+
+    @classmethod
+    def from_knobs(cls, knobs: Any) -> "TrainingSettings":
+        """Build settings from the mapping that the user wrote."""
+        if not isinstance(knobs, Mapping):
+            raise KnobError(
+                f"training is {knobs!r}; it maps knobs to values, such as "
+                "{epochs: 5, lr_factor: 0.5}."
+            )
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in knobs:
+            if key not in known:
+                raise KnobError(
+                    f"training has no knob '{key}'." + nearest(key, known)
+                )
+        return cls(**knobs)
+
+    def __post_init__(self):
+        infinity = float("inf")
+        for name, low, high in (
+            ("epochs", 1, infinity),
+            ("lr_factor", 0, infinity),
+            ("step_lr", 0, infinity),
+            ("warmup", 0, 0.9),
+            ("lowering", 0, 0.9),
+            ("task_weight", 0, infinity),
+            ("hidden_weight", 0, infinity),
+            ("output_weight", 0, infinity),
+            ("temperature", 0.01, 100),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise KnobError(
+                    f"training: {name} is {value!r}: a number is needed."
+                )
+            if not low <= value <= high:
+                span = f"{low} or more" if high == infinity else f"{low}-{high}"
+                raise KnobError(f"training: {name} is {value}: use {span}.")
+        if type(self.epochs) is not int:
+            raise KnobError(f"training: epochs is {self.epochs}: not whole.")
+        if isinstance(self.hidden_layers, str):
+            object.__setattr__(self, "hidden_layers", (self.hidden_layers,))
+        if not (self.task_weight or self.hidden_weight or self.output_weight):
+            raise KnobError(
+                "training: task_weight, hidden_weight and output_weight are "
+                "all 0: there is nothing to train by."
+            )
+        for bits in self.stages or ():
+            if type(bits) is not int or not 1 <= bits <= 8:
+                raise KnobError(
+                    f"training: stages has {bits!r}: widths are 1 to 8 bits."
+                )
+        if list(self.stages or ()) != sorted(self.stages or (), reverse=True):
+            raise KnobError(
+                f"training: stages {list(self.stages)} must fall, widest first."
+            )
+
+    @property
+    def distils(self) -> bool:
+        """Whether the float model is asked at all."""
+        return bool(self.hidden_weight or self.output_weight)
+
+    def widths(self, target: int) -> list[int]:
+        """Return the widths that a layer passes through, the last its own.
+
+        Example
+        -------
+        >>> TrainingSettings().widths(1), TrainingSettings().widths(8)
+        ([4, 2, 1], [8])
+        """
+        stages = _STAGES.get(target, ()) if self.stages is None else self.stages
+        return [*(bits for bits in stages if bits > target), target]
+
+    def rate(self, done: float) -> float:
+        """Return what part of the rates is in use, after a part of training.
+
+        Example
+        -------
+        >>> [TrainingSettings(warmup=0.5).rate(x) for x in (0.25, 0.5, 1.0)]
+        [0.5, 1.0, 0.0]
+        """
+        if done < self.warmup:
+            return done / self.warmup
+        return max(0.0, (1.0 - done) / (1.0 - self.warmup))
+
+    def stage(self, done: float, count: int) -> int:
+        """Return which of ``count`` widths is in use, after a part of training.
+
+        Example
+        -------
+        >>> [TrainingSettings(lowering=0.5).stage(x, 3) for x in (0, 0.3, 0.5)]
+        [0, 1, 2]
+        """
+        if count == 1 or done >= self.lowering:
+            return count - 1
+        return int(done / self.lowering * (count - 1))
