@@ -226,8 +226,10 @@ class HessianCollector:
         key = (version, plan)
         if shareable and self._last[0] is x and self._last[1] == key:
             return self._last[2]
-        real = _as_quantized(x.detach().to(torch.float32), plan)
-        gram = sum(patch.mT @ patch for patch in patches(module, real))
+        # A sum over many inputs needs float32, whatever the model runs in.
+        with torch.autocast(x.device.type, enabled=False):
+            real = _as_quantized(x.detach().to(torch.float32), plan)
+            gram = sum(patch.mT @ patch for patch in patches(module, real))
         self._last = (x, key, gram) if shareable else (None, None, None)
         return gram
 

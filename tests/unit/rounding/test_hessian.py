@@ -201,3 +201,11 @@ def test_what_other_processes_have_seen_is_added(monkeypatch):
     for name, factor in (("first", 3), ("second", 1)):
         found = seen.hessians(name)["weight"][0]
         torch.testing.assert_close(found, factor * gram)
+
+
+def test_sums_are_in_float32_under_autocast():
+    layer, x = nn.Linear(4, 4), torch.randn(600, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = collect(layer, (x,))["weight"][0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, x.T @ x)

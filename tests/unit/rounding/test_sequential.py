@@ -1,5 +1,6 @@
 """A model rounded unit by unit, through `quantize` and back."""
 
+import dataclasses
 import json
 
 import pytest
@@ -18,6 +19,8 @@ from speechbrain_stablequant.errors import (
     PlanError,
 )
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
+from speechbrain_stablequant.numerics import quantize as quantize_rows
+from speechbrain_stablequant.pipeline import make_plan
 from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.rounding import ROUNDINGS, round_weights
 from speechbrain_stablequant.settings import ROUNDINGS as CHOICES
@@ -92,6 +95,48 @@ def test_less_error_than_the_nearest(toy, batches, bits, knobs):
     assert_float(toy, state)
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"method": "stablequant", "bits": "W3A8"},
+        {
+            "method": "mixed_precision",
+            "bits": "W8A8",
+            "target_size": 0.6,
+            "candidates": ["W2A8", "W3A8", "W4A8", "W8A8"],
+            "front_points": 2,
+        },
+    ],
+    ids=lambda knobs: knobs["method"],
+)
+def test_after_a_search(toy, batches, knobs):
+    """The search finds the same plan, the rounding lowers its error."""
+    state = state_of(toy)
+    with torch.no_grad():
+        expected = [toy(x) for x in batches]
+
+    def score(model):
+        pairs = zip(batches, expected)
+        return sum(float((model(x) - y).square().sum()) for x, y in pairs)
+
+    found = {}
+    for rounding in ("nearest", "gptq"):
+        result = quantize(
+            toy, batches, score=score, rounding=rounding, progress=False,
+            **knobs,
+        )  # fmt: skip
+        found[rounding] = result
+        result.restore()
+        assert_float(toy, state)
+    nearest, other = found["nearest"], found["gptq"]
+    layers = {
+        name: dataclasses.replace(layer, rounding="nearest")
+        for name, layer in other.plan.layers.items()
+    }
+    assert layers == nearest.plan.layers
+    assert other.metrics["quantized"] < 0.7 * nearest.metrics["quantized"]
+
+
 def test_the_plan_says_how_each_layer_was_rounded(toy, batches):
     result = quantize(toy, batches, bits="W4", rounding="gptq", progress=False)
     rounding = {n: p.rounding for n, p in result.plan.layers.items()}
@@ -106,8 +151,6 @@ def test_the_plan_says_how_each_layer_was_rounded(toy, batches):
 
 def test_what_was_never_reached_is_nearest_and_named(toy, batches):
     settings = Settings(bits="W4", method="uniform", rounding="gptq")
-    from speechbrain_stablequant.pipeline import make_plan
-
     with Conversion(toy) as conversion:
         planned = make_plan(
             conversion,
@@ -124,8 +167,6 @@ def test_what_was_never_reached_is_nearest_and_named(toy, batches):
 
 
 def quantize_nearest(plan, layer):
-    from speechbrain_stablequant.numerics import quantize as quantize_rows
-
     rows = layer.weight.detach()
     return quantize_rows(rows, plan.weight, plan.weight_observer).values
 
