@@ -189,10 +189,11 @@ class FrozenFeatures:
     ---------
     encoder : torch.nn.Module
         What ``load_encoder`` returns.
-    pooling : str, optional
+    pooling : str or int, optional
         ``mean``: only the mean over time of each layer is returned. A head
         that is linear up to its mean pooling cannot tell the difference, and
-        the cache is smaller by the number of frames.
+        the cache is smaller by the number of frames. A number: the means of
+        so many frames.
     cache_features : bool
         Keep them in memory, as float16. A second of audio (50 frames) takes
         ``100 * layers * dim`` bytes, with pooling a recording takes ``2 *
@@ -221,8 +222,12 @@ class FrozenFeatures:
         max_seconds=None,
         sample_rate=16000,
     ):
-        if pooling not in (None, "mean"):
-            raise ValueError(f"pooling is {pooling!r}: use mean or null.")
+        if pooling not in (None, "mean") and not (
+            type(pooling) is int and pooling > 0
+        ):
+            raise ValueError(
+                f"pooling is {pooling!r}: use mean, a number of frames or null."
+            )
         self.encoder, self.pooling = encoder, pooling
         self.cache = {} if cache_features else None
         self.max_samples = None
@@ -279,8 +284,10 @@ class FrozenFeatures:
         signal = signal[: self.max_samples].unsqueeze(0).to(device)
         hidden = self.encoder(signal, torch.ones(1, device=device))
         hidden = hidden.squeeze(1).transpose(0, 1)
-        if self.pooling == "mean":
-            hidden = hidden.mean(0, keepdim=True)
+        if self.pooling is not None:
+            frames = len(hidden) if self.pooling == "mean" else self.pooling
+            parts = hidden.split(frames)
+            hidden = torch.stack([part.mean(0) for part in parts])
         return hidden.float().cpu()
 
     def add_to(self, datasets):
@@ -348,22 +355,21 @@ def load_splits(hparams):
     ---------
     hparams : dict
         ``train_csv``, ``valid_csv``, ``test_csv``, ``features`` and ``seed``;
-        with ``max_train_utterances`` so many are drawn for training.
+        with ``max_train_utterances`` and the like so many are drawn.
 
     Returns
     -------
     datasets : list of DynamicItemDataset
         For training, validation and test.
     """
-    rows = [
-        sb.dataio.dataio.load_data_csv(hparams[f"{split}_csv"])
-        for split in ("train", "valid", "test")
-    ]
-    limit = hparams.get("max_train_utterances")
-    if limit is not None and limit < len(rows[0]):
-        chosen = random.Random(hparams["seed"]).sample(sorted(rows[0]), limit)
-        rows[0] = {utt: rows[0][utt] for utt in chosen}
-    datasets = [sb.dataio.dataset.DynamicItemDataset(each) for each in rows]
+    datasets = []
+    for split in ("train", "valid", "test"):
+        rows = sb.dataio.dataio.load_data_csv(hparams[f"{split}_csv"])
+        limit = hparams.get(f"max_{split}_utterances")
+        if limit is not None and limit < len(rows):
+            rng = random.Random(hparams["seed"])
+            rows = {utt: rows[utt] for utt in rng.sample(sorted(rows), limit)}
+        datasets.append(sb.dataio.dataset.DynamicItemDataset(rows))
     hparams["features"].add_to(datasets)
     return datasets
 

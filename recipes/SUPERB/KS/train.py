@@ -88,14 +88,14 @@ def dataio_prepare(hparams):
         yield encoder.encode_sequence_torch([label])
 
     sb.dataio.dataset.add_dynamic_item(datasets, label_pipeline)
-    encoder.expect_len(hparams["out_n_neurons"])
     encoder.load_or_create(
         path=os.path.join(hparams["save_folder"], "label_encoder.txt"),
         # A part of the training set may lack one
         from_didatasets=datasets,
         output_key="label",
     )
-    if len(encoder) != hparams["out_n_neurons"]:
+    encoder.expect_len(len(encoder))
+    if len(encoder) > hparams["out_n_neurons"]:
         raise ValueError(
             f"out_n_neurons is {hparams['out_n_neurons']}, but the CSV files "
             f"have {len(encoder)} labels: set out_n_neurons to that."
