@@ -15,7 +15,13 @@ from speechbrain_stablequant.layers.surgery import ModuleState
 from speechbrain_stablequant.numerics import Quantized
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
-__all__ = ["Conversion", "LayerWeights", "kind_of", "quantizable_layers", "unsupported_reason"]
+__all__ = [
+    "Conversion",
+    "LayerWeights",
+    "kind_of",
+    "quantizable_layers",
+    "unsupported_reason",
+]
 
 LayerWeights = Mapping[str, Mapping[str, Quantized]]
 

@@ -107,4 +107,3 @@ class _LearnedStep(torch.autograd.Function):
             step_gradient = change.sum_to_size(step.shape)
         step_gradient = step_gradient * ctx.gradient_scale
         return x_gradient.to(x.dtype), step_gradient, None, None, None
-

@@ -178,8 +178,12 @@ def _set_step(module: nn.Module, name: str, value: torch.Tensor) -> None:
     key = f"{name}_log_step"
     if key in module._parameters:
         module._parameters[key].data.copy_(value)
-    else:
-        module.register_parameter(key, nn.Parameter(value.clone()))
+        return
+    # Where a recipe freezes the weights, the steps stay as well.
+    weights = [module._parameters[n] for n in module._weight_shapes]
+    trained = any(weight.requires_grad for weight in weights)
+    step = nn.Parameter(value.clone(), requires_grad=trained)
+    module.register_parameter(key, step)
 
 
 def trainable_layers(root: nn.Module) -> dict[str, TrainableLayer]:

@@ -33,6 +33,7 @@ from speechbrain_stablequant.training.distillation import (
 from speechbrain_stablequant.training.layers import (
     make_trainable,
     set_weight_scheme,
+    trainable_layers,
     trained_inputs,
     trained_weights,
 )
@@ -183,9 +184,14 @@ class TrainingLoop:
     def _announce(self) -> None:
         stages = sorted({tuple(w) for w in self.widths.values()})
         logger.info(
-            "Quantization-aware training: %d layers, %d epochs of %d steps, "
-            "weight bits %s, distillation from %d blocks and %s",
+            "Quantization-aware training: %d layers, of which %d learn, "
+            "%d epochs of %d steps, weight bits %s, distillation from %d "
+            "blocks and %s",
             len(self.layers),
+            sum(
+                any(p.requires_grad for p in layer.parameters(recurse=False))
+                for layer in trainable_layers(self.conversion.root).values()
+            ),
             self.knobs.epochs,
             self.num_steps // self.knobs.epochs,
             ", ".join("-".join(map(str, s)) for s in stages),

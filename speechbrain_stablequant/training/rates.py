@@ -28,7 +28,10 @@ class Rates:
     def take(self, brain, root: nn.Module) -> None:
         """Take over the optimizers that a Brain has just made."""
         steps = {id(p) for p in step_parameters(root)}
-        values = [*vars(brain).values(), *(brain.optimizers_dict or {}).values()]
+        values = [
+            *vars(brain).values(),
+            *(brain.optimizers_dict or {}).values(),
+        ]
         optimizers = {
             id(v): v for v in values if isinstance(v, torch.optim.Optimizer)
         }
@@ -54,10 +57,13 @@ def _split(optimizer: torch.optim.Optimizer, steps: set) -> None:
     """Move step sizes into groups of their own."""
     for group in list(optimizer.param_groups):
         mine = [p for p in group["params"] if id(p) in steps]
-        if mine and len(mine) < len(group["params"]):
+        if not mine:
+            continue
+        if len(mine) < len(group["params"]):
             others = [p for p in group["params"] if id(p) not in steps]
             options = {k: v for k, v in group.items() if k != "params"}
             group["params"] = others
             optimizer.add_param_group({**options, "params": mine})
-        if mine and "weight_decay" in group:
-            optimizer.param_groups[-1]["weight_decay"] = 0.0
+            group = optimizer.param_groups[-1]
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0
