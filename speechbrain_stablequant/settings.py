@@ -16,8 +16,8 @@ from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.plan import WEIGHT_OBSERVERS, QuantizationScheme
 from speechbrain_stablequant.presets import preset_knobs
-from speechbrain_stablequant.training import TrainingSettings
 from speechbrain_stablequant.schemes import LEVELS, level_widths
+from speechbrain_stablequant.training import TrainingSettings
 
 __all__ = ["Settings", "parse_bits"]
 

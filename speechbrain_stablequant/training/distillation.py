@@ -145,9 +145,9 @@ class Teacher:
         self._swap()
         try:
             self.root.eval()
-            with torch.no_grad(), float_mode(self.root):
-                with self._recorded(self._taught):
-                    yield
+            recorded = self._recorded(self._taught)
+            with torch.no_grad(), float_mode(self.root), recorded:
+                yield
         finally:
             self._swap()
             for module, mode in modes.items():

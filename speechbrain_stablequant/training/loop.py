@@ -122,7 +122,7 @@ class TrainingLoop:
         """Turn the layers of the plan into layers in training."""
         for name, layer in self.layers.items():
             self.conversion.set(name, layer)
-        for name, layer in self.layers.items():
+        for name in self.layers:
             first = self._at_stage(name, 0)
             make_trainable(self.conversion.layer(name), first)
 

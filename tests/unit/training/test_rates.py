@@ -64,7 +64,8 @@ def test_steps_do_not_decay(root):
     assert (weights["weight_decay"], steps["weight_decay"]) == (0.1, 0.0)
     assert steps["betas"] == (0.8, 0.9)
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
-    assert len(held) == len(every) and set(held) == every
+    assert len(held) == len(every)
+    assert set(held) == every
 
 
 def test_a_group_of_steps_alone_is_left_in_one_piece(root):

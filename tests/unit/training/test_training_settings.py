@@ -83,6 +83,7 @@ def test_stages_share_the_time_of_lowering():
 def test_rates_rise_then_fall():
     settings = TrainingSettings(warmup=0.1)
     rates = [settings.rate(i / 100) for i in range(101)]
-    assert rates[0] == 0 and rates[100] == 0
+    assert rates[0] == 0
+    assert rates[100] == 0
     assert max(rates) == rates[10] == 1
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -1,0 +1,160 @@
+"""``method: quantization_aware`` in a recipe's own loop."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechbrain_stablequant import load_quantized
+from speechbrain_stablequant.errors import CheckpointError
+from speechbrain_stablequant.plan import QuantizationPlan
+
+from . import folders, toy
+from .conftest import copy_experiment
+
+BLOCK = """
+ptq: !new:speechbrain_stablequant.PostTrainingQuantizer
+    checkpointer: !ref <checkpointer>
+    method: quantization_aware
+    bits: W2A8
+    weight_levels: odd
+    min_key: WER
+    training: {epochs: 8, lr_factor: 0.3}
+"""
+NEAREST = """
+ptq: !new:speechbrain_stablequant.PostTrainingQuantizer
+    checkpointer: !ref <checkpointer>
+    method: uniform
+    bits: W2A8
+    weight_levels: odd
+"""
+
+
+class StopsInTraining(toy.ToyASR):
+    """Presses Ctrl-C in the fifth epoch with quantized layers."""
+
+    def on_stage_start(self, stage, epoch=None):
+        names = {type(m).__name__ for m in self.modules.modules()}
+        trains = any(name.startswith("Trainable") for name in names)
+        if stage == toy.sb.Stage.TRAIN and trains and epoch == 5:
+            raise KeyboardInterrupt
+        super().on_stage_start(stage, epoch)
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """Quantize the same experiment in two ways: folders and Brains by name."""
+    found = {}
+    for name, block in (("trained", BLOCK), ("nearest", NEAREST)):
+        folder = tmp_path_factory.mktemp("qat") / name
+        copy_experiment(trained, folder)
+        found[name] = (folder, toy.run(toy.load(folder, block=block))[0])
+    return found
+
+
+def errors(folder) -> float:
+    """Return the quantized WER; the other test set is too hard for all."""
+    tests = folders.report(folder)["tests"]
+    clean = next(test for test in tests if test["name"] == "test-clean")
+    return clean["metrics"]["WER"]["quantized"]
+
+
+def integers(folder) -> bytes:
+    return (folder / "ptq" / "checkpoint" / "wav2vec2.ckpt").read_bytes()
+
+
+def test_training_is_better_than_rounding(runs):
+    assert errors(runs["trained"][0]) < 0.8 * errors(runs["nearest"][0])
+    plan = QuantizationPlan.load(runs["trained"][0] / "ptq" / "plan.json")
+    assert plan.method == "quantization_aware"
+    widths = {layer.weight.bits for layer in plan.layers.values()}
+    assert widths == {2, 8}
+    assert {layer.rounding for layer in plan.layers.values()} == {"trained"}
+    first, last = "wav2vec2.model.feature_extractor.conv_layers.0.conv", "ctc"
+    wide = [n for n, p in plan.layers.items() if p.weight.bits == 8]
+    assert len(wide) == 2
+    assert wide[0] == first
+    assert wide[1].startswith(last)
+
+
+def test_the_float_experiment_stays_as_it_is(runs, float_run):
+    plain, _, _ = float_run
+    folder, brain = runs["trained"]
+    assert folders.saved(folder) == folders.saved(plain)
+    for path, data in folders.results(plain).items():
+        assert folders.results(folder)[path] == data, path
+    for test in folders.report(folder)["tests"]:
+        reference = folders.report(runs["nearest"][0])["tests"]
+        same = next(t for t in reference if t["name"] == test["name"])
+        for name, row in test["metrics"].items():
+            assert row["float"] == same["metrics"][name]["float"]
+    assert not any("log_step" in n for n, _ in brain.modules.named_parameters())
+    assert brain.checkpointer.checkpoints_dir == folder / "save"
+    assert "compute_forward" not in vars(brain)
+
+
+def test_the_checkpoint_is_packed_and_says_what_was_trained(runs):
+    folder, brain = runs["trained"]
+    nearest = runs["nearest"][0]
+    assert len(integers(folder)) < 1.1 * len(integers(nearest))
+    search = folders.report(folder)["search"]["training"]
+    assert search["meta"]["ptq_stage"] == 1
+    model = brain.hparams.wav2vec2
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    path = folder / "ptq" / "checkpoint" / "wav2vec2.ckpt"
+    load_quantized(model, path)
+    # Norms and biases were trained, too, and come with the integers.
+    state = model.state_dict()
+    norms = [k for k in before if "layer_norm.weight" in k and k in state]
+    assert norms
+    assert any(not torch.equal(state[k], before[k]) for k in norms)
+
+
+def test_an_interrupted_training_is_resumed(runs, experiment):
+    folder, _ = runs["trained"]
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(toy.load(experiment, block=BLOCK), StopsInTraining)
+    (training,) = (experiment / "ptq" / "training").iterdir()
+    saved = list((training / "save").glob("CKPT*"))
+    assert saved
+    progress = json.loads((max(saved) / "ptq_progress.ckpt").read_text())
+    assert progress["stage"] == 1
+    toy.run(toy.load(experiment, block=BLOCK))
+    assert [p.name for p in training.parent.iterdir()] == [training.name]
+    found, expected = (
+        json.loads((max(save.glob("CKPT*")) / "ptq_progress.ckpt").read_text())
+        for save in (
+            training / "save",
+            next((folder / "ptq" / "training").iterdir()) / "save",
+        )
+    )
+    assert found == expected
+    assert errors(experiment) < errors(runs["nearest"][0])
+
+
+def test_test_only_loads_what_was_trained(runs, tmp_path):
+    folder = copy_experiment(runs["trained"][0], tmp_path / "again")
+    before = folders.report(folder)["tests"]
+    toy.run(toy.load(folder, block=BLOCK), run_opts={"test_only": True})
+    assert [t["metrics"] for t in folders.report(folder)["tests"]] == [
+        t["metrics"] for t in before
+    ]
+    assert integers(folder) == integers(runs["trained"][0])
+
+
+def test_without_a_training_test_only_says_so(experiment):
+    with pytest.raises(CheckpointError, match="without --test_only"):
+        toy.run(toy.load(experiment, block=BLOCK), run_opts={"test_only": True})
+
+
+def test_other_float_weights_begin_another_training(runs, tmp_path):
+    folder = copy_experiment(runs["trained"][0], tmp_path / "more")
+    (training,) = (folder / "ptq" / "training").iterdir()
+    start = json.loads((training / "start.json").read_text())
+    start["weights"] = "0123456789"
+    (training / "start.json").write_text(json.dumps(start))
+    toy.run(toy.load(folder, block=BLOCK), tests=())
+    names = {path.name for path in Path(training.parent).iterdir()}
+    assert names == {training.name, f"{training.name}.01234567"}
+    assert json.loads((training / "start.json").read_text()) != start
