@@ -49,15 +49,14 @@ def default_tasks() -> dict:
             "hparams": "keywords.yaml",
             "max_train_utterances": 1500,
             "max_valid_utterances": 200,
-            "number_of_epochs": 40,
+            "number_of_epochs": 60,
         },
         "SID": {
             "hparams": "speakers.yaml",
-            "max_train_utterances": 1400,
-            "max_valid_utterances": 200,
-            "max_test_utterances": 600,
-            "max_seconds": 2.0,
-            "number_of_epochs": 40,
+            "max_speakers": 80,
+            "split_ratio": "[50, 10, 40]",
+            "max_seconds": 2.5,
+            "number_of_epochs": 60,
         },
     }
 

@@ -1,4 +1,4 @@
-"""What the tasks share: a frozen encoder, its layers, and how to score.
+"""What the tasks share: a frozen encoder and its layers.
 
 The protocol is that of SUPERB (Yang et al., 2021, arXiv 2105.01051): the
 encoder is never trained, a task learns a weighted sum of its hidden states
@@ -19,8 +19,6 @@ In the YAML of a task:
         encoder: !ref <encoder>
 """
 
-import csv
-import json
 import random
 from itertools import chain
 from pathlib import Path
@@ -28,11 +26,6 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.inference.encoders import WaveformEncoder
-from speechbrain.utils.logger import get_logger
-
-from speechbrain_stablequant.scoring import Item, Metric
-
-logger = get_logger(__name__)
 
 # Toolkit modules and their classes; other types have no wrapper
 WRAPPERS = {
@@ -133,9 +126,11 @@ def _end_with_output(model, args, output):
 def _load_transformers(source, save_path):
     """Loads pretrained weights with the toolkit's wrapper for their type."""
     # Optional dependencies: a published folder may hold another encoder
+    from huggingface_hub.constants import HF_HUB_CACHE
     from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
     from transformers import AutoConfig
 
+    save_path = HF_HUB_CACHE if save_path is None else save_path
     model_type = AutoConfig.from_pretrained(
         source, cache_dir=save_path
     ).model_type
@@ -372,78 +367,3 @@ def load_splits(hparams):
         datasets.append(sb.dataio.dataset.DynamicItemDataset(rows))
     hparams["features"].add_to(datasets)
     return datasets
-
-
-def write_predictions(path, rows):
-    """Writes what a classifier said of each utterance.
-
-    Arguments
-    ---------
-    path : str
-        The CSV file.
-    rows : list of tuple
-        Utterance id, reference and prediction.
-    """
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "reference", "prediction"])
-        writer.writerows(sorted(rows))
-
-
-def error_items(rows):
-    """Returns the errors of a classifier, one item for each utterance.
-
-    Arguments
-    ---------
-    rows : list of tuple
-        As for ``write_predictions``.
-
-    Returns
-    -------
-    items : list of Item
-
-    Example
-    -------
-    >>> [
-    ...     item.errors
-    ...     for item in error_items([("a", "x", "x"), ("b", "x", "y")])
-    ... ]
-    [0.0, 1.0]
-    """
-    return [
-        Item(str(utt), float(reference != prediction), 1.0)
-        for utt, reference, prediction in rows
-    ]
-
-
-def report_result(path, name, items):
-    """Logs an error rate with its interval and writes it.
-
-    Arguments
-    ---------
-    path : str
-        JSON file, with the errors of each utterance, from which a paired
-        comparison with another encoder can be made.
-    name : str
-        ``WER``, or ``accuracy``: that is logged and written as what is left
-        of 100 %.
-    items : list of Item
-        Errors of each utterance, of which also those of accuracy are counted.
-
-    Returns
-    -------
-    result : dict
-        What was written.
-    """
-    rate = Metric("error").interval(items)
-    value, low, high = rate.value, rate.low, rate.high
-    if name == "accuracy":
-        value, low, high = 100 - value, 100 - high, 100 - low
-    logger.info(
-        f"{name} {value:.2f} %, 95 % bootstrap interval over "
-        f"{len(items)} utterances [{low:.2f}, {high:.2f}]"
-    )
-    result = {"metric": name, "value": value, "low": low, "high": high}
-    result["items"] = [[item.key, item.errors, item.weight] for item in items]
-    Path(path).write_text(json.dumps(result) + "\n", encoding="utf-8")
-    return result

@@ -15,8 +15,9 @@ import sys
 
 import speechbrain as sb
 import torch
-from downstream import load_splits, report_result
+from downstream import load_splits
 from hyperpyyaml import load_hyperpyyaml
+from reporting import report_result
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_stablequant.scoring import items_of
@@ -109,7 +110,7 @@ def dataio_prepare(hparams):
         special_labels={"blank_label": hparams["blank_index"]},
         sequence_input=True,
     )
-    if len(label_encoder) > hparams["output_neurons"]:
+    if len(label_encoder) != hparams["output_neurons"]:
         raise ValueError(
             f"output_neurons is {hparams['output_neurons']}, but there are "
             f"{len(label_encoder)} characters with the blank: set it to that."

@@ -157,12 +157,13 @@ def read_config(experiment, module):
             f"{path} has no {module} with a source: name the module of the "
             "encoder with --module."
         )
+    from huggingface_hub.constants import HF_HUB_CACHE
     from transformers import AutoConfig
 
     from speechbrain_stablequant import huggingface
 
     name = wrapper_name(AutoConfig.from_pretrained(source).model_type, source)
-    return config_of(getattr(huggingface, name)(source, None))
+    return config_of(getattr(huggingface, name)(source, HF_HUB_CACHE))
 
 
 def find_weights(folder, module=None):

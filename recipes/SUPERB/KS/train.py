@@ -15,13 +15,9 @@ import os
 import sys
 
 import speechbrain as sb
-from downstream import (
-    error_items,
-    load_splits,
-    report_result,
-    write_predictions,
-)
+from downstream import load_splits
 from hyperpyyaml import load_hyperpyyaml
+from reporting import error_items, report_result, write_predictions
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 
@@ -37,9 +33,10 @@ class Classifier(sb.Brain):
     def compute_objectives(self, predictions, batch, stage):
         """Computes the cross entropy and notes what was right."""
         if stage != sb.Stage.TRAIN:
-            labels = self.hparams.label_encoder.decode_ndim(
-                predictions.argmax(-1)
-            )
+            encoder = self.hparams.label_encoder
+            # There may be more outputs than labels
+            best = predictions[:, : len(encoder)].argmax(-1)
+            labels = encoder.decode_ndim(best)
             self.rows += list(zip(batch.id, batch.label, labels))
         return self.hparams.compute_cost(predictions, batch.label_id.data[:, 0])
 

@@ -26,6 +26,7 @@ def prepare_identification(
     save_folder,
     split_ratio=(70, 10, 20),
     min_utterances=10,
+    max_speakers=None,
     skip_prep=False,
 ):
     """Writes ``train.csv``, ``dev.csv`` and ``test.csv``.
@@ -44,6 +45,8 @@ def prepare_identification(
         Share of each speaker's utterances, without that list.
     min_utterances : int
         Speakers with fewer are left out, without that list.
+    max_speakers : int, optional
+        At most so many speakers, the first by name, without that list.
     skip_prep : bool
         If True, nothing is done.
 
@@ -59,9 +62,9 @@ def prepare_identification(
     if (Path(data_folder) / OFFICIAL).is_file():
         splits = read_official(Path(data_folder) / OFFICIAL)
     else:
-        splits = divide(
-            find_utterances(data_folder, min_utterances), split_ratio
-        )
+        found = find_utterances(data_folder, min_utterances)
+        found = dict(sorted(found.items())[:max_speakers])
+        splits = divide(found, split_ratio)
     for split, path in zip(SPLITS, paths):
         write_list(path, data_folder, splits[split])
 

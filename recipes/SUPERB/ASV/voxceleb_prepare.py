@@ -1,0 +1,1 @@
+../../VoxCeleb/SpeakerRec/voxceleb_prepare.py

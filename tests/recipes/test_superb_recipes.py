@@ -1,0 +1,249 @@
+"""The recipes of SUPERB and their benchmark run from end to end."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from benchmarks import superb
+from speechbrain_stablequant.huggingface import Wav2Vec2
+from tests.recipes.superb import (
+    FOLDER,
+    SMALL,
+    WORDS,
+    rows_of,
+    run_recipe,
+    write_commands,
+    write_voxceleb,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_commands(folder / "commands")
+    write_voxceleb(folder / "voxceleb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A published encoder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER / "Encoder"))
+        from publish_encoder import write_encoder
+
+        torch.save(Wav2Vec2(SMALL).state_dict(), folder / "float.ckpt")
+        write_encoder(SMALL, folder / "float.ckpt", folder)
+    return str(folder)
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_recognition(data, source, tmp_path, monkeypatch):
+    run_recipe(
+        monkeypatch,
+        "ASR",
+        "commands.yaml",
+        data_folder=data / "commands",
+        encoder_source=source,
+        output_folder=tmp_path,
+        number_of_epochs=1,
+        max_train_utterances=10,
+        rnn_neurons=8,
+        output_neurons=6,
+    )
+    result = result_of(tmp_path)
+    assert result["metric"] == "WER"
+    rows = rows_of(tmp_path / "test.csv")
+    assert sorted(key for key, *_ in result["items"]) == sorted(
+        row["ID"] for row in rows
+    )
+    assert f"{result['value']:.2f}" in (tmp_path / "wer_test.txt").read_text()
+    # The head alone is saved
+    saved = {p.name for p in (tmp_path / "save").glob("CKPT*/*")}
+    assert "rnn.ckpt" in saved
+    assert "encoder.ckpt" not in saved
+
+
+def test_keywords_with_and_without_a_cache(data, source, tmp_path, monkeypatch):
+    losses = []
+    for cache_features in (True, False):
+        folder = tmp_path / str(cache_features)
+        run_recipe(
+            monkeypatch,
+            "KS",
+            "keywords.yaml",
+            data_folder=data / "commands",
+            encoder_source=source,
+            output_folder=folder,
+            number_of_epochs=2,
+            out_n_neurons=2,
+            cache_features=cache_features,
+        )
+        log = (folder / "train_log.txt").read_text()
+        losses += [float(log.split("test loss: ")[1].split(",")[0])]
+        rows = rows_of(folder / "predictions.csv")
+        assert {row["reference"] for row in rows} == set(WORDS)
+        right = [row["reference"] == row["prediction"] for row in rows]
+        result = result_of(folder)
+        assert result["value"] == pytest.approx(100 * sum(right) / len(right))
+        assert result["low"] <= result["value"] <= result["high"]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def test_official_lists_are_read(data, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER / "KS"))
+    from keywords_prepare import prepare_keywords
+
+    folder = tmp_path / "data"
+    write_commands(folder, speakers=3)
+    (folder / "validation_list.txt").write_text("up/00000000_nohash_0.wav\n")
+    (folder / "testing_list.txt").write_text("go/00000001_nohash_0.wav\n")
+    prepare_keywords(str(folder), str(tmp_path))
+    assert [row["ID"] for row in rows_of(tmp_path / "dev.csv")] == [
+        "up/00000000_nohash_0.wav"
+    ]
+    assert rows_of(tmp_path / "test.csv")[0]["label"] == "go"
+    assert len(rows_of(tmp_path / "train.csv")) == 4
+
+
+def test_identification(data, source, tmp_path, monkeypatch):
+    options = {
+        "data_folder": data / "voxceleb",
+        "encoder_source": source,
+        "output_folder": tmp_path,
+        "number_of_epochs": 1,
+    }
+    with pytest.raises(ValueError, match="set out_n_neurons"):
+        run_recipe(
+            monkeypatch, "SID", "speakers.yaml", out_n_neurons=4, **options
+        )
+    run_recipe(monkeypatch, "SID", "speakers.yaml", out_n_neurons=5, **options)
+    rows = rows_of(tmp_path / "predictions.csv")
+    assert len(rows) == 10
+    assert len({row["reference"] for row in rows}) == 5
+
+
+def test_verification(data, source, tmp_path, monkeypatch):
+    run_recipe(
+        monkeypatch,
+        "ASV",
+        "xvector.yaml",
+        data_folder=data / "voxceleb",
+        encoder_source=source,
+        output_folder=tmp_path,
+        number_of_epochs=1,
+        dev_speakers=2,
+        out_n_neurons=1,
+        tdnn_channels=[8, 8, 8, 8, 8],
+        emb_dim=8,
+        max_seconds=0.4,
+    )
+    assert {row["spk_id"] for row in rows_of(tmp_path / "test.csv")} == {
+        "id0",
+        "id1",
+    }
+    speakers = {row["spk_id"] for row in rows_of(tmp_path / "train.csv")}
+    assert len(speakers) == 1
+    assert not speakers & {"id0", "id1"}
+    assert 0 <= result_of(tmp_path)["value"] <= 100
+    assert len((tmp_path / "scores.txt").read_text().split("\n")) >= 4
+
+
+@pytest.mark.parametrize(
+    ("hparams", "epochs", "layers"),
+    [("student.yaml", 1, 2), ("quantized.yaml", 0, 3)],
+)
+def test_encoders_are_compressed_and_published(
+    data, source, tmp_path, monkeypatch, hparams, epochs, layers
+):
+    changes = {"student_layers": 1} if epochs else {}
+    run_recipe(
+        monkeypatch,
+        "Encoder",
+        hparams,
+        encoder_source=source,
+        audio_patterns=json.dumps([str(data / "commands" / "*" / "*.wav")]),
+        output_folder=tmp_path,
+        number_of_epochs=epochs,
+        dev_share=0.2,
+        test_share=0.2,
+        min_seconds=0.1,
+        **changes,
+    )
+    from downstream import load_encoder
+
+    sizes = []
+    for kind in ("float", "quantized"):
+        folder = tmp_path / f"encoder_{kind}"
+        encoder = load_encoder(str(folder))
+        assert len(encoder(torch.randn(1, 4000), torch.ones(1))) == layers
+        sizes.append(superb.num_bytes(folder))
+    assert sizes[1] < 0.5 * sizes[0]
+    # The teacher is not in the checkpoint, nor are the heads published
+    saved = {p.stem for p in (tmp_path / "save").glob("CKPT*/*.ckpt")}
+    assert "teacher" not in saved
+    log = (tmp_path / "train_log.txt").read_text()
+    assert "ptq: W8A8" in log
+    assert "test layer 2: " in log
+
+
+# -- the benchmark ------------------------------------------------------------------
+
+
+def test_benchmark_compares_and_resumes(tmp_path, monkeypatch):
+    ran = []
+
+    def fake_task(task, settings, source, folder, csv):
+        ran.append((task, folder.parent.name))
+        right = {"float": 8, "small": 6}[folder.parent.name]
+        items = [[f"{n}", float(n >= right), 1.0] for n in range(10)]
+        metric = {"KS": "accuracy", "ASR": "WER"}[task]
+        value = 10.0 * (right if task == "KS" else 10 - right)
+        return {
+            "metric": metric,
+            "value": value,
+            "low": value - 5,
+            "high": value + 5,
+            "items": items,
+            "seconds": 1.0,
+        }
+
+    monkeypatch.setattr(superb, "run_task", fake_task)
+    encoders = {}
+    for label, size in (("float", 4000), ("small", 1000)):
+        encoders[label] = str(tmp_path / label)
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "encoder.ckpt").write_bytes(bytes(size))
+    path, tasks = tmp_path / "table.json", {"ASR": {"lr": 1}, "KS": {}}
+    superb.run(path, {"float": encoders["float"]}, tasks)
+    table = superb.run(path, encoders, tasks)
+    assert len(ran) == len(set(ran)) == 4
+    lines = superb.markdown(table).splitlines()
+    assert "WER" in lines[0]
+    assert "| float | 0.004 | 100.0 | 20.00 [15.00, 25.00] |" in lines[2]
+    assert "40.00 (+20.00 [+0.00, +50.00])" in lines[3]
+    assert "60.00 (-20.00 [-50.00, +0.00])" in lines[3]
+    with pytest.raises(ValueError, match="other settings"):
+        superb.run(path, encoders, {"ASR": {"lr": 2}})
+    (tmp_path / "small" / "encoder.ckpt").write_bytes(bytes(3))
+    with pytest.raises(ValueError, match="another label"):
+        superb.run(path, encoders, tasks)
+
+    pytest.importorskip("matplotlib")
+    from benchmarks.superb_plot import draw, errors
+
+    assert errors(table["rows"][1]["tasks"]["KS"]) == (40.0, 35.0, 45.0)
+    titles = [axes.get_title("left") for axes in draw(table).axes]
+    assert titles == ["ASR", "KS"]
+
+
+def test_benchmark_counts_labels(data):
+    folders = {"KS": data / "commands", "SID": data / "voxceleb"}
+    assert superb.count_classes(folders) == {"KS": 2, "SID": 5}
