@@ -10,6 +10,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain_stablequant import PostTrainingQuantizer
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = sorted((ROOT / "hparams").rglob("*.yaml"))
@@ -78,6 +79,13 @@ def test_all_knobs_are_listed_with_their_defaults(tmp_path):
     knobs = [f.name for f in dataclasses.fields(Settings)]
     for knob in [*knobs, *(k for k in own if k not in through_pretrainer)]:
         assert f"   {knob}: " in text, f"{knob} is not in {path.name}"
+
+
+def test_all_knobs_of_training_are_listed_with_their_defaults(tmp_path):
+    path = ROOT / "hparams" / "quantization_aware.yaml"
+    training = load_block(path, tmp_path).settings.training
+    defaults = dataclasses.asdict(TrainingSettings())
+    assert dict(training) == {k: _plain(v) for k, v in defaults.items()}
 
 
 def _plain(value):

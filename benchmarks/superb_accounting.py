@@ -1,0 +1,107 @@
+"""Count and time the encoders of ``benchmarks/superb.py``, column by column.
+
+    python benchmarks/superb_accounting.py results/superb.json \
+        float=ENCODER_FLOAT W2A8=ENCODER_W2A8 student=STUDENT_QUANTIZED
+
+For each encoder: bytes on disk (measured); the storage rule and the ESTIMATED
+run time of arXiv 2301.00652, see `speechbrain_stablequant.storage`; and the
+time of 10 seconds of audio, measured, relative to the first encoder on
+PyTorch. Encoders take turns, so that what else the machine does meets all of
+them. Quantized ones run on OpenVINO, whose integer kernels have 8 bits: fewer
+bits in a weight save bytes, not time. Adds ``accounting`` to the JSON.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.inference.encoders import WaveformEncoder
+
+from speechbrain_stablequant import accelerate, read_header, runtime_report
+from speechbrain_stablequant.errors import CheckpointError
+from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.storage import storage_of
+
+SECONDS, TURNS = 10, 15
+
+
+def plan_of(source: str):
+    """Return the plan of a published folder, None if it is in float."""
+    try:
+        return read_header(Path(source) / "encoder.ckpt")["plan"]
+    except CheckpointError:
+        return None
+
+
+def count(source: str) -> dict:
+    """Return the accounting of a published folder."""
+    # The architecture alone: weights are counted as the float ones they were.
+    with open(Path(source) / "hyperparams.yaml", encoding="utf-8") as file:
+        model = load_hyperpyyaml(file)["encoder"]
+    storage = storage_of(model, plan_of(source))
+    return {
+        "num_bytes": (Path(source) / "encoder.ckpt").stat().st_size,
+        "num_parameters": storage.num_parameters,
+        "num_quantized": storage.num_quantized,
+        "paper_num_bytes": storage.paper_num_bytes,
+        "estimated_run_time": storage.estimated_run_time,
+    }
+
+
+def load(source: str) -> torch.nn.Module:
+    """Return the encoder of a published folder, on integer kernels."""
+    interface = WaveformEncoder.from_hparams(source=source)
+    encoder = interface.mods.encoder.eval()
+    return encoder if plan_of(source) is None else accelerate(encoder)
+
+
+def timed(models: dict) -> dict:
+    """Return the seconds of each model, the median of all turns."""
+    torch.manual_seed(1986)
+    wavs, lens = torch.randn(1, SECONDS * 16000), torch.ones(1)
+    seconds = {label: [] for label in models}
+    with torch.inference_mode():
+        for turn in range(TURNS + 2):
+            for label, model in models.items():
+                start = time.perf_counter()
+                model(wavs, lens)
+                if turn >= 2:  # the first ones compile
+                    seconds[label].append(time.perf_counter() - start)
+    return {label: statistics.median(s) for label, s in seconds.items()}
+
+
+def main(path: Path, encoders: dict) -> None:
+    """Print a row for each encoder and add them to the JSON."""
+    table = json.loads(path.read_text()) if path.is_file() else {}
+    found = {label: count(source) for label, source in encoders.items()}
+    models = {label: load(source) for label, source in encoders.items()}
+    for label, seconds in timed(models).items():
+        found[label]["seconds"] = seconds
+        if plan_of(encoders[label]) is not None:
+            report = str(runtime_report(models[label]))
+            found[label]["runtime"] = report.splitlines()
+    first = next(iter(encoders))
+    head = ["encoder", "MB on disk", "MB, paper's rule"]
+    head += ["ESTIMATED run time", "times faster, measured"]
+    print("| " + " | ".join(head) + " |\n|---" + "|---:" * 4 + "|")
+    for label, row in found.items():
+        faster = found[first]["seconds"] / row["seconds"]
+        # The rule knows bits, not how many layers there are.
+        same = row["num_parameters"] == found[first]["num_parameters"]
+        estimate = f"{row['estimated_run_time']:.2f}" if same else "-"
+        print(
+            f"| {label} | {row['num_bytes'] / 1e6:.3f} | "
+            f"{row['paper_num_bytes'] / 1e6:.3f} | "
+            f"{estimate} | {faster:.2f} |"
+        )
+    table["accounting"] = {"rows": found, "environment": environment()}
+    path.write_text(json.dumps(table) + "\n", encoding="utf-8")
+    print(", ".join(f"{k} {v}" for k, v in environment().items()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), dict(a.split("=", 1) for a in sys.argv[2:]))
