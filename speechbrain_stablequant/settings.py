@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,8 +123,10 @@ class Settings:
         at most; with 1 all layers see the inputs of the float model.
     activation_symmetric : bool
         Symmetric or affine activations.
-    activation_signed : bool
-        Signed or unsigned activations.
+    activation_signed : bool or str
+        Signed or unsigned activations. ``auto``, the two-set scheme: unsigned
+        where calibration saw nothing negative (after a ReLU, attention
+        probabilities), so that no level is wasted; signed elsewhere.
     keep : list of str
         Layers to keep in float: names with ``*`` wildcards.
     layer_bits : dict
@@ -192,7 +195,7 @@ class Settings:
     rounding: str = "nearest"
     rounding_passes: Optional[int] = None
     activation_symmetric: bool = True
-    activation_signed: bool = True
+    activation_signed: Union[bool, str] = True
     keep: Sequence[str] = ()
     layer_bits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     flag_threshold: float = 0.25
@@ -234,6 +237,7 @@ class Settings:
             ("rounding", ROUNDINGS),
             ("tail", TAIL_RULES),
             ("ranking", ("distance", "metric")),
+            ("activation_signed", (True, False, "auto")),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -365,16 +369,29 @@ class Settings:
             levels=self.weight_levels if fits else "integer",
         )
 
-    def activation_scheme(self, bits: int) -> Optional[QuantizationScheme]:
-        """Return the scheme of activations of a width; None for float."""
+    def activation_scheme(
+        self, bits: int, minimum: float = -math.inf
+    ) -> Optional[QuantizationScheme]:
+        """Return the scheme of activations of a width; None for float.
+
+        Arguments
+        ---------
+        bits : int
+            The width.
+        minimum : float
+            The lowest value seen, for ``activation_signed: auto``.
+        """
         if bits == 32:
             return None
+        signed = self.activation_signed
+        if signed == "auto":
+            signed = minimum < 0
         return QuantizationScheme(
             bits=bits,
             symmetric=self.activation_symmetric,
-            signed=self.activation_signed,
+            signed=signed,
             granularity="per_tensor",
-            narrow_range=self.activation_symmetric and self.activation_signed,
+            narrow_range=self.activation_symmetric and signed,
         )
 
     def layer_widths(self, name: str) -> tuple[int, int]:

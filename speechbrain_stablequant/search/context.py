@@ -58,10 +58,12 @@ class SearchContext:
         """Return the plan of a layer, its input ranges by a given rule."""
         settings = self.settings
         weight_bits, activation_bits = widths or settings.layer_widths(name)
-        scheme = settings.activation_scheme(activation_bits)
         inputs = {}
-        if scheme is not None:
+        if activation_bits != 32:
             for slot, histogram in self.statistics.get(name, {}).items():
+                scheme = settings.activation_scheme(
+                    activation_bits, histogram.minimum
+                )
                 try:
                     inputs[slot] = choose_input(
                         histogram, scheme, observer, percentile, settings.tail

@@ -250,3 +250,25 @@ def test_a_plan_that_leaves_layers_in_float_applies_again(knobs, tmp_path):
     assert {r.detail for r in second.coverage.rows if r.by_request} == {
         "32 bits, by the plan"
     }
+
+
+def test_two_sets_of_levels_end_up_in_the_plan():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    data = [torch.randn(16, 8) for _ in range(4)]
+    errors = {}
+    with torch.no_grad():
+        expected = [model(x) for x in data]
+    for signed in (True, "auto"):
+        result = quantize(
+            model, data, bits="W8A3", activation_signed=signed, progress=False
+        )
+        with torch.no_grad():
+            errors[signed] = sum(
+                float((model(x) - y).square().sum())
+                for x, y in zip(data, expected)
+            )
+        result.restore()
+    schemes = [p.inputs["input"].scheme for p in result.plan.layers.values()]
+    assert [scheme.signed for scheme in schemes] == [True, False]
+    assert errors["auto"] < errors[True]

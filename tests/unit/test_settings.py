@@ -97,6 +97,16 @@ def test_schemes_follow_the_knobs():
     assert settings.weight_scheme(4).qmin == -7
 
 
+def test_the_two_set_scheme_goes_by_what_was_seen():
+    settings = Settings(activation_signed="auto", bits="W4A4")
+    relu, gelu = (settings.activation_scheme(4, low) for low in (0.0, -0.17))
+    assert (relu.qmin, relu.qmax) == (0, 15)
+    assert (gelu.qmin, gelu.qmax) == (-7, 7)
+    assert settings.activation_scheme(4).signed
+    with pytest.raises(KnobError, match="activation_signed"):
+        Settings(activation_signed="maybe")
+
+
 @pytest.mark.parametrize(
     ("levels", "widths"), [("odd", (1, 2, 3, 4)), ("ternary", (2,))]
 )
