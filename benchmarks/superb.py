@@ -249,7 +249,7 @@ def parse(argv):
     parser.add_argument("encoders", nargs="+", help="label=folder")
     parser.add_argument("--commands_folder", required=True)
     parser.add_argument("--voxceleb_folder", required=True)
-    parser.add_argument("--tasks", nargs="+", help="by default all")
+    parser.add_argument("--tasks", help="by default ASR,KS,SID")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args(argv)
     tasks = default_tasks()
@@ -266,7 +266,7 @@ def parse(argv):
         if task not in tasks or not key:
             parser.error(f"--set {setting}: expected TASK.key=value")
         tasks[task][key] = value
-    chosen = arguments.tasks or list(tasks)
+    chosen = arguments.tasks.split(",") if arguments.tasks else list(tasks)
     if not set(chosen) <= set(tasks):
         parser.error(f"--tasks: there are {', '.join(tasks)}")
     encoders = dict(each.split("=", 1) for each in arguments.encoders)

@@ -107,6 +107,13 @@ def show_hidden_states(encoder):
     encoder.output_norm = False
     if _end_with_output not in encoder.model._forward_hooks.values():
         encoder.model.register_forward_hook(_end_with_output)
+    # transformers 5 hooks its layers at the first call. That must come before
+    # the model is copied or quantized, after which it would hook them again
+    device = next(chain(encoder.parameters(), encoder.buffers())).device
+    training = encoder.training
+    with torch.no_grad():
+        encoder.eval()(torch.zeros(1, 1600, device=device))
+    encoder.train(training)
 
 
 def _end_with_output(model, args, output):
@@ -116,6 +123,12 @@ def _end_with_output(model, args, output):
     transformers 5 leaves it out of the last hidden state, 4 does not.
     """
     if output.hidden_states is not None:
+        expected = model.config.num_hidden_layers + 1
+        if len(output.hidden_states) != expected:
+            raise RuntimeError(
+                f"{len(output.hidden_states)} hidden states instead of "
+                f"{expected}: set layerdrop to 0, or load the encoder anew."
+            )
         output.hidden_states = (
             *output.hidden_states[:-1],
             output.last_hidden_state,

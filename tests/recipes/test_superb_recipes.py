@@ -16,6 +16,7 @@ from tests.recipes.superb import (
     rows_of,
     run_recipe,
     write_commands,
+    write_tone,
     write_voxceleb,
 )
 
@@ -69,6 +70,29 @@ def test_recognition(data, source, tmp_path, monkeypatch):
     saved = {p.name for p in (tmp_path / "save").glob("CKPT*/*")}
     assert "rnn.ckpt" in saved
     assert "encoder.ckpt" not in saved
+
+
+def test_recognition_of_librispeech(source, tmp_path, monkeypatch):
+    data = tmp_path / "LibriSpeech"
+    for speaker, split in enumerate(("train", "dev-clean", "test-clean")):
+        folder = data / split / f"{speaker}" / "1"
+        lines = [f"{speaker}-1-{n} GO UP" for n in range(2)]
+        for line in lines:
+            write_tone(folder / f"{line.split()[0]}.flac", speaker)
+        (folder / f"{speaker}-1.trans.txt").write_text("\n".join(lines))
+    run_recipe(
+        monkeypatch,
+        "ASR",
+        "librispeech.yaml",
+        data_folder=data,
+        train_splits=["train"],
+        encoder_source=source,
+        output_folder=tmp_path,
+        number_of_epochs=1,
+        rnn_neurons=8,
+        output_neurons=6,
+    )
+    assert [w for *_, w in result_of(tmp_path)["items"]] == [2.0, 2.0]
 
 
 def test_keywords_with_and_without_a_cache(data, source, tmp_path, monkeypatch):
@@ -157,13 +181,21 @@ def test_verification(data, source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("hparams", "epochs", "layers"),
-    [("student.yaml", 1, 2), ("quantized.yaml", 0, 3)],
+    ("hparams", "method", "layers"),
+    [
+        ("student.yaml", "uniform", 2),
+        ("quantized.yaml", "uniform", 3),
+        ("quantized.yaml", "quantization_aware", 3),
+    ],
 )
 def test_encoders_are_compressed_and_published(
-    data, source, tmp_path, monkeypatch, hparams, epochs, layers
+    data, source, tmp_path, monkeypatch, hparams, method, layers
 ):
-    changes = {"student_layers": 1} if epochs else {}
+    changes = {"ptq_method": method, "number_of_epochs": 0}
+    if hparams == "student.yaml":
+        changes.update(student_layers=1, number_of_epochs=1)
+    if method == "quantization_aware":
+        changes["ptq_training"] = "{epochs: 1}"
     run_recipe(
         monkeypatch,
         "Encoder",
@@ -171,7 +203,6 @@ def test_encoders_are_compressed_and_published(
         encoder_source=source,
         audio_patterns=json.dumps([str(data / "commands" / "*" / "*.wav")]),
         output_folder=tmp_path,
-        number_of_epochs=epochs,
         dev_share=0.2,
         test_share=0.2,
         min_seconds=0.1,
@@ -192,6 +223,10 @@ def test_encoders_are_compressed_and_published(
     log = (tmp_path / "train_log.txt").read_text()
     assert "ptq: W8A8" in log
     assert "test layer 2: " in log
+    if hparams == "quantized.yaml":
+        # The float student is the teacher, also after training with low bits:
+        # no difference, and a cosine of 1
+        assert log.split("test loss: ")[1].startswith("3.13e-01")
 
 
 # -- the benchmark ------------------------------------------------------------------
