@@ -74,7 +74,8 @@ def _panel(axes, task: str, rows: list) -> None:
             textcoords="offset points",
             fontsize=7,
         )
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.15)
     axes.set_title(task)
     axes.set_xlabel("bytes on disk (MB)")
@@ -87,5 +88,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     found = json.loads(Path(sys.argv[1]).read_text())
     stem = Path(sys.argv[2]).with_suffix("")
-    for written in save_figure(draw(found), stem):
-        print(written)
+    with styled():
+        for written in save_figure(draw(found), stem):
+            print(written)
