@@ -318,11 +318,6 @@ class Settings:
     def _check_training(self):
         TrainingSettings.from_knobs(self.training)
         if self.method != "quantization_aware":
-            if self.training:
-                raise KnobError(
-                    "training goes with method: quantization_aware, not with "
-                    f"{self.method}."
-                )
             return
         for name in ("rounding", "plan"):
             value = getattr(self, name)
