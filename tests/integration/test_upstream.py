@@ -63,7 +63,14 @@ def untouched(recipe) -> set:
     return {(str(p), p.stat().st_mtime_ns) for p in recipe.rglob("*")}
 
 
-def check(folder, tests, files):
+TRAINED = "method: quantization_aware, bits: W2A8, training: {epochs: 2}"
+METHODS = {
+    "W8A8 stablequant": FEW,
+    "W2A8 quantization_aware": f"{FEW}, {TRAINED}",
+}
+
+
+def check(folder, tests, files, label="W8A8 stablequant"):
     """Check what every run leaves behind; return its report."""
     found = folders.report(folder)
     assert [t["name"] for t in found["tests"]] == tests
@@ -78,7 +85,9 @@ def check(folder, tests, files):
         assert loss["float"] > 0
         assert loss["quantized"] > 0
     log = (folder / "train_log.txt").read_text()
-    assert log.count("ptq: W8A8 stablequant") == len(tests)
+    # Epochs of training are logged as well, but not as tests.
+    labelled = [line for line in log.splitlines() if f"ptq: {label}" in line]
+    assert sum("test loss" in line for line in labelled) == len(tests)
     assert log.count("test loss") == 2 * len(tests)
     for name in tests:
         for suffix in ("", "_ptq"):
@@ -87,8 +96,15 @@ def check(folder, tests, files):
     return found
 
 
-@pytest.mark.parametrize("family", ["Wav2Vec2", "HuBERT"])
-def test_ctc(librispeech, tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "label"),
+    [
+        ("Wav2Vec2", "W8A8 stablequant"),
+        ("HuBERT", "W8A8 stablequant"),
+        ("Wav2Vec2", "W2A8 quantization_aware"),
+    ],
+)
+def test_ctc(librispeech, tmp_path, family, label):
     import transformers
 
     recipe = recipe_folder("LibriSpeech/ASR/CTC")
@@ -121,14 +137,20 @@ def test_ctc(librispeech, tmp_path, family):
         test_splits='["test-clean"]',
         test_csv=json_list(out / "test-clean.csv", out / "dev-clean.csv"),
         dnn_neurons=32,
-        ptq=f"{{{FEW}}}",
+        ptq=f"{{{METHODS[label]}}}",
     )
     assert {p for p in untouched(recipe) if "pycache" not in p[0]} == {
         p for p in before if "pycache" not in p[0]
     }
-    found = check(out, ["test-clean", "dev-clean"], {"wav2vec2", "model"})
-    assert found["search"]["joint"]["metric"] == "WER"
+    files = {"wav2vec2", "model"}
+    found = check(out, ["test-clean", "dev-clean"], files, label)
     layers = QuantizationPlan.load(out / "ptq" / "plan.json").layers
+    if label == "W8A8 stablequant":
+        assert found["search"]["joint"]["metric"] == "WER"
+    else:
+        widths = [layer.weight.bits for layer in layers.values()]
+        assert sorted(set(widths)) == [2, 8]
+        assert widths.count(8) == 2
     kinds = [layer.kind for layer in layers.values()]
     assert (kinds.count("Conv1d"), kinds.count("Linear")) == (8, 16)
     assert found["unreached_layers"] == []
@@ -167,7 +189,10 @@ def language_model(librispeech, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_transformer_with_language_model(librispeech, language_model, tmp_path):
+@pytest.mark.parametrize("label", METHODS)
+def test_transformer_with_language_model(
+    librispeech, language_model, tmp_path, label
+):
     """It averages, saves in TEST and prunes; its LM sits in a scorer."""
     recipe = recipe_folder("LibriSpeech/ASR/transformer")
     out = tmp_path / "out"
@@ -206,9 +231,10 @@ def test_transformer_with_language_model(librispeech, language_model, tmp_path):
         num_workers=0,
         max_batch_length_train=30,
         max_batch_length_val=30,
-        ptq=f"{{{FEW}, modules: {modules}}}",
+        ptq=f"{{{METHODS[label]}, modules: {modules}}}",
     )
-    found = check(out, ["test-clean", "dev-clean"], {"model", "lm_model"})
+    files = {"model", "lm_model"}
+    found = check(out, ["test-clean", "dev-clean"], files, label)
     rows = {r["name"]: r for r in found["coverage"]["parameters"]}
     for name in ("Transformer", "lm_model"):
         hidden = [
