@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from speechbrain_stablequant.coverage import Coverage
-from speechbrain_stablequant.errors import CalibrationError
+from speechbrain_stablequant.errors import CalibrationError, KnobError
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.pipeline import make_plan
 from speechbrain_stablequant.plan import QuantizationPlan
@@ -113,6 +113,12 @@ def quantize(
     if score is None and knobs.get("plan") is None:
         knobs.setdefault("method", "uniform")
     settings = Settings.from_knobs(knobs, "quantize")
+    if settings.method == "quantization_aware":
+        raise KnobError(
+            "method: quantization_aware trains in the loop of a recipe, which "
+            "quantize has not: put the block into the recipe's hparams. Here, "
+            "rounding: gptq is the best for few bits."
+        )
     conversion = Conversion(model)
     training = {module: module.training for module in model.modules()}
     model.eval()

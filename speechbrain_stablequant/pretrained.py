@@ -78,10 +78,13 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
 
 def _check_method(settings) -> None:
     """Refuse methods that need a metric, which a pretrainer does not have."""
-    if settings.plan is None and settings.method == "stablequant":
+    if settings.plan is None and settings.method in (
+        "quantization_aware",
+        "stablequant",
+    ):
         raise KnobError(
-            "Through a pretrainer there is no metric to search with: use "
-            "method: uniform, method: mixed_precision with a target_size, or "
+            "Through a pretrainer there is neither a metric to search with "
+            "nor a loop to train in: use method: uniform, method: mixed_precision with a target_size, or "
             "plan: path.json from an earlier run."
         )
 

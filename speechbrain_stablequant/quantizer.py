@@ -108,9 +108,11 @@ class PostTrainingQuantizer:
         the plan quantizes them; any other is an error.
     min_key, max_key : str, optional
         With ``when: fit``: quantize the checkpoint whose value of this key is
-        the lowest (highest), as in ``evaluate``. By default the key by which
-        the recipe keeps its checkpoints, if that is one; else the weights
-        stay as training has left them.
+        the lowest (highest), as in ``evaluate``. With ``method:
+        quantization_aware``: train from that one, and keep the best of the
+        training by the same key. By default the key by which the recipe keeps
+        its checkpoints, if that is one; else the weights stay as training has
+        left them.
     **knobs : dict
         See `speechbrain_stablequant.settings.Settings`.
 
@@ -162,6 +164,8 @@ class PostTrainingQuantizer:
             min_key, max_key, when == "fit" or self._trains
         )
         self._chosen: dict = {}  # the key that the next pass chooses by
+        self._training: Optional[RecipeTraining] = None
+        self._float_digest = ""
         self.weights: Optional[dict] = None
         self.execution: Any = None
         self._data: tuple = (None, {})
@@ -238,24 +242,38 @@ class PostTrainingQuantizer:
 
     def _train(self, brain, fit: tuple[Callable, dict]) -> None:
         """Train with quantized layers; the float model comes back."""
-        training = RecipeTraining(self.settings, self._folder(brain))
+        self._training = training = RecipeTraining(
+            self.settings, self._folder(brain), brain
+        )
         with self._converting(brain) as conversion:
             training.train(
-                brain,
+                self._float_digest,
                 conversion,
                 lambda: self._search(brain, conversion, ""),
                 fit,
                 (self.suffix, self.label),
             )
 
+    def _trained(self, brain, conversion: Conversion) -> Planned:
+        """Return what the training has led to; load its values."""
+        if self._training is None:
+            self._training = RecipeTraining(
+                self.settings, self._folder(brain), brain
+            )
+        chosen = self.keys or self._chosen
+        return self._training.planned(self._float_digest, conversion, chosen)
+
     @contextlib.contextmanager
     def _converting(self, brain) -> Iterator[Conversion]:
         """Convert layers while the block runs; afterwards all is as before."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(preserved(brain))
+            root = self._root(brain)
             if self._trains:
                 stack.enter_context(unchanged(held_modules(brain)))
-            yield stack.enter_context(Conversion(self._root(brain)))
+                # What conversion fuses depends on the number of threads.
+                self._float_digest = weights_digest(root)
+            yield stack.enter_context(Conversion(root))
 
     def _validate(self, brain) -> None:
         """Score on the whole validation set, in float and quantized."""
@@ -370,16 +388,17 @@ class PostTrainingQuantizer:
     def _plan(self, brain, conversion: Conversion) -> Planned:
         """Return the plan for the weights as they are now."""
         digest = weights_digest(conversion.root)
-        known = self._planned is not None and self._planned[0] == digest
-        # Training is loaded each time: other values come with its integers.
-        if known and not self._trains:
-            return self._planned[1]
+        before = None
+        if self._planned is not None and self._planned[0] == digest:
+            before = self._planned[1]
         settings = self.settings
         if self._trains:
-            training = RecipeTraining(settings, self._folder(brain))
-            planned = training.planned(brain, conversion, self._chosen)
-            if known:
-                return self._planned[1]
+            # Each time: other values than these integers come with them.
+            planned = self._trained(brain, conversion)
+            if before is not None and before.search == planned.search:
+                return before
+        elif before is not None:
+            return before
         elif settings.plan is None and settings.needs_data:
             planned = self._search(brain, conversion, digest)
         else:

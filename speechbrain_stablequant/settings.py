@@ -316,7 +316,11 @@ class Settings:
             )
 
     def _check_training(self):
-        TrainingSettings.from_knobs(self.training)
+        first_last = TrainingSettings.from_knobs(self.training).first_last
+        try:
+            parse_bits(first_last)
+        except KnobError as err:
+            raise KnobError(f"training: first_last: {err}") from None
         if self.method != "quantization_aware":
             return
         for name in ("rounding", "plan"):

@@ -53,7 +53,11 @@ def _fuse_parametrization(module):
     ``parametrize.remove_parametrizations`` also takes the property off the
     generated class, which the restored module needs again.
     """
-    weight = nn.Parameter(module.weight.detach().clone())
+    originals = module.parametrizations["weight"].parameters()
+    weight = nn.Parameter(
+        module.weight.detach().clone(),
+        requires_grad=any(p.requires_grad for p in originals),
+    )
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module._modules["parametrizations"]
     module._parameters["weight"] = weight
@@ -69,7 +73,10 @@ def _old_weight_norm(module):
 
 def _fuse_old_weight_norm(module, norm):
     key, hook = norm
+    parts = (module.weight_g, module.weight_v)
+    trained = any(part.requires_grad for part in parts)
     hook.remove(module)
+    module.weight.requires_grad_(trained)
     del module._forward_pre_hooks[key]
 
 

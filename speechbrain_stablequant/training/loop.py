@@ -6,47 +6,42 @@ ours, a distillation loss is added, and checkpoints go to a folder of their own.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import speechbrain as sb
 import torch
+from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 from torch import nn
+from torch.utils.data import DataLoader
 
-from speechbrain_stablequant.errors import CheckpointError
+from speechbrain_stablequant.errors import (
+    CheckpointError,
+    KnobError,
+    StableQuantError,
+)
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.plan import QuantizationPlan
+from speechbrain_stablequant.roots import roof
 from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.training.checkpoints import (
-    TrainingCheckpointer,
     TrainingProgress,
+    training_checkpointer,
 )
 from speechbrain_stablequant.training.distillation import (
     Teacher,
     same_random_numbers,
 )
-from speechbrain_stablequant.training.layers import (
-    make_trainable,
-    set_weight_scheme,
-    trainable_layers,
-    trained_inputs,
-    trained_weights,
-)
 from speechbrain_stablequant.training.rates import Rates
+from speechbrain_stablequant.training.stages import Stages
 
-__all__ = ["TrainingLoop", "trainable_plan"]
+__all__ = ["TrainingLoop"]
 
 logger = get_logger(__name__)
-
-
-def trainable_plan(plan: QuantizationPlan) -> dict[str, LayerPlan]:
-    """Return the part of a plan that is trained: weights that are integers."""
-    return {n: p for n, p in plan.layers.items() if not p.weight.is_float}
 
 
 class TrainingLoop:
@@ -74,77 +69,22 @@ class TrainingLoop:
         settings: Settings,
         folder: Path,
     ):
-        self.brain, self.conversion = brain, conversion
-        self.plan, self.settings = plan, settings
+        self.brain, self.root = brain, conversion.root
         self.knobs = settings.training_settings
-        self.layers = trainable_plan(plan)
-        widths = {
-            name: self.knobs.widths(layer.weight.bits)
-            for name, layer in self.layers.items()
-        }
-        self.num_stages = max(map(len, widths.values()), default=1)
-        self.widths = {
-            name: [found[0]] * (self.num_stages - len(found)) + found
-            for name, found in widths.items()
-        }
+        self.stages = Stages(conversion, plan, settings)
         self.progress = TrainingProgress()
-        self.counter = EpochCounter(self.knobs.epochs)
-        self.checkpointer = self._checkpointer(folder)
+        epochs = self.knobs.epochs
+        if brain.debug:
+            epochs = min(epochs, brain.debug_epochs)
+        self.counter = EpochCounter(epochs)
+        state = {"ptq_progress": self.progress, "ptq_counter": self.counter}
+        self.checkpointer = training_checkpointer(
+            folder, brain, self.root, state
+        )
         self.rates = Rates(self.knobs)
         self.teacher: Optional[Teacher] = None
         self.num_steps = 0
-        self.terms: dict[str, torch.Tensor] = {}
-        self._stage = 0
-
-    def _checkpointer(self, folder: Path) -> TrainingCheckpointer:
-        """Return a checkpointer for the modules and the state of training."""
-        kept = {"ptq_progress": self.progress, "ptq_counter": self.counter}
-        own = self.brain.checkpointer
-        recoverables = {} if own is None else own.recoverables
-        modules = {
-            name: obj
-            for name, obj in recoverables.items()
-            if isinstance(obj, nn.Module)
-        }
-        held = {id(m) for obj in modules.values() for m in obj.modules()}
-        for name, module in self.conversion.root.items():
-            if any(id(m) not in held for m in module.modules()):
-                modules[f"module_{name}"] = module
-        found = TrainingCheckpointer(
-            folder, {**modules, "brain": self.brain, **kept}
-        )
-        found.progress = self.progress
-        return found
-
-    # -- layers --------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Turn the layers of the plan into layers in training."""
-        for name, layer in self.layers.items():
-            self.conversion.set(name, layer)
-        for name in self.layers:
-            first = self._at_stage(name, 0)
-            make_trainable(self.conversion.layer(name), first)
-
-    def _at_stage(self, name: str, stage: int) -> LayerPlan:
-        """Return the plan of a layer at a stage of the lowering."""
-        plan, bits = self.layers[name], self.widths[name][stage]
-        if bits == plan.weight.bits:
-            return plan
-        return dataclasses.replace(
-            plan, weight=self.settings.weight_scheme(bits)
-        )
-
-    def _enter(self, stage: int, resumed: bool = False) -> None:
-        """Set the widths of a stage; steps start anew unless resumed."""
-        for name in self.layers:
-            before, after = (
-                self._at_stage(name, s) for s in (self._stage, stage)
-            )
-            if before.weight != after.weight:
-                layer = self.conversion.layer(name)
-                set_weight_scheme(layer, after, keep_steps=resumed)
-        self._stage = self.progress.stage = stage
+        self._trains = False  # whether the recipe is in its TRAIN stage
 
     # -- training ------------------------------------------------------------
 
@@ -157,67 +97,87 @@ class TrainingLoop:
             The recipe's own ``fit``.
         call : dict
             The arguments that it was called with.
+
+        Raises
+        ------
+        KnobError
+            If there is nothing to learn from.
+        StableQuantError
+            If the recipe's loop is of a kind that cannot be taken over.
         """
         brain = self.brain
-        self.teacher = Teacher(self.conversion.root, self.knobs)
-        self.prepare()
+        self.teacher = Teacher(self.root, self.knobs)
+        self.stages.prepare()
         self.teacher.choose()
-        brain.step, brain.avg_train_loss, brain.optimizer_step = 0, 0.0, 0
-        with self._hung_in(), frozen_but(brain, self.conversion.root):
-            loader = call["train_set"]
-            if not hasattr(loader, "batch_sampler"):
-                loader = brain.make_dataloader(
-                    loader,
-                    stage=sb.Stage.TRAIN,
-                    **call.get("train_loader_kwargs") or {},
-                )
-            per_epoch = len(loader)
-            if brain.debug:
-                per_epoch = min(per_epoch, brain.debug_batches)
-            self.num_steps = per_epoch * self.knobs.epochs
+        if not (self.knobs.task_weight or self.teacher.compares):
+            raise KnobError(
+                "training: task_weight is 0, and no blocks or output layer "
+                "were found to distil from: name them in hidden_layers."
+            )
+        # A limit on steps, and a warm-up, were about the float training.
+        brain.step, brain.avg_train_loss = 0, 0.0
+        brain.optimizer_step_limit = None
+        with self._hung_in(), frozen_but(brain, self.root):
+            loader = self._loader(call)
             self._announce()
-            arguments = {**call, "train_set": loader}
-            arguments["epoch_counter"] = self.counter
-            arguments.pop("self", None)
+            arguments = {k: v for k, v in call.items() if k != "self"}
+            arguments.update(train_set=loader, epoch_counter=self.counter)
             fit(**arguments)
 
+    def _loader(self, call: dict[str, Any]):
+        """Return the recipe's training loader, and count its batches."""
+        brain, loader = self.brain, call["train_set"]
+        if not isinstance(loader, (DataLoader, LoopedLoader)):
+            options = call.get("train_loader_kwargs") or {}
+            loader = brain.make_dataloader(
+                loader, stage=sb.Stage.TRAIN, **options
+            )
+        try:
+            per_epoch = len(loader)
+        except TypeError:
+            raise StableQuantError(
+                "method: quantization_aware has to know how long an epoch is, "
+                "and this training set has no length. Give train_loader_kwargs "
+                "a looped_nominal_epoch."
+            ) from None
+        if brain.debug:
+            per_epoch = min(per_epoch, brain.debug_batches)
+        self.num_steps = max(1, per_epoch * self.counter.limit)
+        return loader
+
     def _announce(self) -> None:
-        stages = sorted({tuple(w) for w in self.widths.values()})
+        widths = sorted({tuple(w) for w in self.stages.widths.values()})
         logger.info(
             "Quantization-aware training: %d layers, of which %d learn, "
             "%d epochs of %d steps, weight bits %s, distillation from %d "
             "blocks and %s",
-            len(self.layers),
-            sum(
-                any(p.requires_grad for p in layer.parameters(recurse=False))
-                for layer in trainable_layers(self.conversion.root).values()
-            ),
-            self.knobs.epochs,
-            self.num_steps // self.knobs.epochs,
-            ", ".join("-".join(map(str, s)) for s in stages),
+            len(self.stages.layers),
+            self.stages.num_learning(),
+            self.counter.limit,
+            self.num_steps // self.counter.limit,
+            ", ".join("-".join(map(str, w)) for w in widths),
             len(self.teacher.blocks),
             self.teacher.output or "no output layer",
         )
-        if not (self.knobs.task_weight or self.teacher.compares):
-            logger.warning(
-                "task_weight is 0 and no blocks or output layer were found to "
-                "distil from: name them in training: hidden_layers."
-            )
 
     @contextlib.contextmanager
     def _hung_in(self) -> Iterator[None]:
         """Put our functions in front of the Brain's, on the instance.
 
-        `preserved` takes them off again.
+        `preserved` takes them off again, and `unchanged` brings wrappers of
+        modules back: ``fit`` wraps them anew, with what is trained now.
         """
         brain = self.brain
         wrapped = {
             "compute_forward": self._forward,
             "compute_objectives": self._objectives,
+            "fit_batch": self._fit_batch,
             "init_optimizers": self._init_optimizers,
         }
         for name, wrapper in wrapped.items():
             setattr(brain, name, _bound(wrapper, getattr(brain, name)))
+        for name, module in roof(dict(brain.modules)).items():
+            brain.modules[name] = module
         hparams = vars(brain.hparams)
         swapped = {
             key: value
@@ -232,44 +192,57 @@ class TrainingLoop:
             hparams.update(swapped)
 
     def _init_optimizers(self, init, *args, **kwargs):
+        self.rates.note(self.brain)
         result = init(*args, **kwargs)
-        self.rates.take(self.brain, self.conversion.root)
+        self.rates.take(self.brain, self.root)
         return result
 
-    def _forward(self, forward, batch, stage, *args, **kwargs):
-        """Run the recipe's forward, before it the float model's."""
-        if stage != sb.Stage.TRAIN:
-            return forward(batch, stage, *args, **kwargs)
-        self._step()
-        if not (self.knobs.distils and self.teacher.compares):
-            return forward(batch, stage, *args, **kwargs)
-        with same_random_numbers(), self.teacher.teaching():
-            forward(batch, stage, *args, **kwargs)
-        with self.teacher.learning():
-            return forward(batch, stage, *args, **kwargs)
-
-    def _step(self) -> None:
-        """Set the stage and the rates for this batch."""
-        done = self.progress.step / max(1, self.num_steps)
-        stage = self.knobs.stage(done, self.num_stages)
-        if stage != self._stage:
-            self._enter(stage, resumed=self.progress.stage == stage)
-            logger.info("Weights now have %s bits", self._bits())
+    def _fit_batch(self, fit_batch, *args, **kwargs):
+        """Set stage and rates for a batch of the recipe, then run it."""
+        done = self.progress.step / self.num_steps
+        stage = self.knobs.stage(done, self.stages.count)
+        self._follow()
+        if stage != self.stages.current:
+            self.stages.enter(stage)
+            self.progress.stage = stage
+            bits = ", ".join(map(str, self.stages.bits()))
+            logger.info("Weights now have %s bits", bits)
         self.rates.set(self.knobs.rate(done))
         self.progress.step += 1
+        return fit_batch(*args, **kwargs)
 
-    def _bits(self) -> str:
-        used = {widths[self._stage] for widths in self.widths.values()}
-        return ", ".join(map(str, sorted(used)))
+    def _follow(self) -> None:
+        """Take the stage from a checkpoint that has just been loaded."""
+        if self.progress.stage != self.stages.current:
+            self.stages.enter(self.progress.stage, keep_steps=True)
 
-    def _objectives(self, objectives, predictions, batch, stage, **kwargs):
+    def _forward(self, forward, *args, **kwargs):
+        """Run the recipe's forward; in training, before it the float model."""
+        given = (*args, *kwargs.values())
+        self._trains = sb.Stage.TRAIN in given
+        self._follow()
+        if not self._trains:
+            return forward(*args, **kwargs)
+        settle(self.brain, self.root)
+        if not self.teacher.compares:
+            return forward(*args, **kwargs)
+        with same_random_numbers(), self.teacher.teaching():
+            forward(*args, **kwargs)
+        with self.teacher.learning():
+            return forward(*args, **kwargs)
+
+    def _objectives(self, objectives, *args, **kwargs):
         """Add the distillation terms to the recipe's loss."""
-        loss = objectives(predictions, batch, stage, **kwargs)
-        if stage != sb.Stage.TRAIN:
+        loss = objectives(*args, **kwargs)
+        if not self._trains:
             return loss
-        self.terms = self.teacher.losses()
-        total = self.knobs.task_weight * loss
-        return total + sum(self.terms.values())
+        if not isinstance(loss, torch.Tensor):
+            raise StableQuantError(
+                "method: quantization_aware needs one loss, but "
+                f"compute_objectives returned a {type(loss).__name__}."
+            )
+        terms = self.teacher.losses().values()
+        return self.knobs.task_weight * loss + sum(terms)
 
     # -- the result ------------------------------------------------------------
 
@@ -284,46 +257,42 @@ class TrainingLoop:
         Returns
         -------
         dict
-            For the report: name, epoch and meta data of the checkpoint.
+            For the report: name and meta data of the checkpoint.
 
         Raises
         ------
         CheckpointError
             If the training has not reached its last stage.
         """
-        self.prepare()
-        self._enter(self.num_stages - 1)
+        self.stages.prepare()
+        self.stages.enter(self.stages.last)
         keys = {k: v for k, v in keys.items() if v is not None}
         found = self.checkpointer.find_checkpoint(
             **keys,
-            ckpt_predicate=lambda c: c.meta.get("ptq_stage") == self._stage,
+            ckpt_predicate=lambda c: (
+                c.meta.get("ptq_stage") == self.stages.last
+            ),
         )
         if found is None:
+            by = "".join(f" with a {name}" for name in keys.values())
             raise CheckpointError(
-                f"{self.checkpointer.checkpoints_dir} has no checkpoint of "
-                "quantization-aware training that can be used. Run the recipe "
-                "without --test_only, so that it trains."
+                f"{self.checkpointer.checkpoints_dir} has no checkpoint{by} of "
+                "the last stage of quantization-aware training. Run the recipe "
+                "without --test_only, so that it trains to the end."
             )
         modules = {
             name: obj
             for name, obj in self.checkpointer.recoverables.items()
             if isinstance(obj, nn.Module)
         }
-        loader = Checkpointer(self.checkpointer.checkpoints_dir, modules)
+        loader = Checkpointer(
+            self.checkpointer.checkpoints_dir,
+            modules,
+            self.checkpointer.custom_load_hooks,
+        )
         loader.load_checkpoint(found)
         meta = {k: v for k, v in found.meta.items() if k != "unixtime"}
         return {"checkpoint": found.path.name, "meta": meta}
-
-    def result(self) -> tuple[QuantizationPlan, dict]:
-        """Return plan and integers of the layers as they are now."""
-        layers, weights = dict(self.plan.layers), {}
-        for name, plan in self.layers.items():
-            layer = self.conversion.layer(name)
-            weights[name] = trained_weights(layer)
-            layers[name] = dataclasses.replace(
-                plan, inputs=trained_inputs(layer, plan), rounding="trained"
-            )
-        return dataclasses.replace(self.plan, layers=layers), weights
 
 
 def _bound(wrapper: Callable, function: Callable) -> Callable:
@@ -335,7 +304,15 @@ def _bound(wrapper: Callable, function: Callable) -> Callable:
 
 @contextlib.contextmanager
 def frozen_but(brain: sb.Brain, root: nn.Module) -> Iterator[None]:
-    """Train only what is below a root; the rest stays as it is."""
+    """Train only what is below a root; the rest stays as it is.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+    root : torch.nn.Module
+        What is trained.
+    """
     ours = {id(p) for p in root.parameters()}
     others = [p for p in brain.modules.parameters() if id(p) not in ours]
     before = [(p, p.requires_grad) for p in others]
@@ -346,3 +323,20 @@ def frozen_but(brain: sb.Brain, root: nn.Module) -> Iterator[None]:
     finally:
         for parameter, value in before:
             parameter.requires_grad_(value)
+
+
+def settle(brain: sb.Brain, root: nn.Module) -> None:
+    """Keep statistics outside of a root from being updated.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain, in training.
+    root : torch.nn.Module
+        What is trained.
+    """
+    ours = {id(module) for module in root.modules()}
+    for module in brain.modules.modules():
+        keeps = hasattr(module, "running_mean") or hasattr(module, "glob_mean")
+        if keeps and id(module) not in ours:
+            module.training = False

@@ -1,13 +1,12 @@
 """``method: quantization_aware`` for a recipe: train once, load when needed.
 
-Everything is below ``<output_folder>/ptq/training/<knobs>``: the plan that
-training started from and the toolkit's checkpoints. Another choice of knobs is
-another folder; the same one is resumed.
+Everything is below ``<output_folder>/ptq/training``, in a folder for each
+choice of knobs and float weights: the plan that training started from and the
+toolkit's checkpoints. The same choice is resumed.
 """
 
-import json
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
@@ -19,13 +18,15 @@ from speechbrain_stablequant.guard import guarded
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.plan import QuantizationPlan
-from speechbrain_stablequant.search import fingerprint, weights_digest
+from speechbrain_stablequant.search import fingerprint
 from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.training.loop import TrainingLoop
 
 __all__ = ["RecipeTraining"]
 
 logger = get_logger(__name__)
+
+_PLAN = "plan.json"
 
 
 class RecipeTraining:
@@ -35,19 +36,24 @@ class RecipeTraining:
     ---------
     settings : Settings
         The knobs.
-    folder : Path
+    results : Path
         Folder of the plugin's results.
+    brain : speechbrain.Brain
+        The Brain.
     """
 
-    def __init__(self, settings: Settings, folder: Path):
-        self.settings = settings
-        knobs = fingerprint(settings.search_identity())[:8]
-        self.folder = folder / "training" / knobs
-        self.results = folder
+    def __init__(self, settings: Settings, results: Path, brain: sb.Brain):
+        self.settings, self.results, self.brain = settings, results, brain
+        self.parent = results / "training"
+        if brain.debug and not brain.debug_persistently and brain.checkpointer:
+            # The toolkit has put the checkpoints into a temporary folder.
+            self.parent = Path(brain.checkpointer.checkpoints_dir) / "training"
+        self.knobs = fingerprint(settings.search_identity())[:8]
+        self.folder: Optional[Path] = None  # of this run
 
     def train(
         self,
-        brain: sb.Brain,
+        digest: str,
         conversion: Conversion,
         start: Callable[[], Planned],
         fit: tuple[Callable, dict[str, Any]],
@@ -57,10 +63,10 @@ class RecipeTraining:
 
         Arguments
         ---------
-        brain : speechbrain.Brain
-            The Brain, with the float weights to start from.
+        digest : str
+            Of the float weights to start from.
         conversion : Conversion
-            Its modules, in float.
+            The Brain's modules with these weights.
         start : callable
             Calibrates and returns the plan to start from.
         fit : tuple
@@ -68,16 +74,19 @@ class RecipeTraining:
         names : tuple
             Suffix of files and label of log lines, see `guarded`.
         """
-        digest = weights_digest(conversion.root)
-        if not self._started_from(digest):
+        self.folder = self._folder(digest)
+        plan = self.folder / _PLAN
+        if not plan.is_file():
             planned = start()
-            run_on_main(self._note_start, args=[planned.plan, digest])
-        loop = self._loop(brain, conversion)
-        with guarded(brain, *names, self.results, spared=loop.checkpointer):
+            run_on_main(planned.plan.save, args=[plan])
+        loop = self._loop(conversion, self.folder)
+        with guarded(
+            self.brain, *names, self.results, spared=loop.checkpointer
+        ):
             loop.run(*fit)
 
     def planned(
-        self, brain: sb.Brain, conversion: Conversion, keys: dict
+        self, digest: str, conversion: Conversion, keys: dict
     ) -> Planned:
         """Return plan and integers of the best checkpoint of the training.
 
@@ -86,10 +95,10 @@ class RecipeTraining:
 
         Arguments
         ---------
-        brain : speechbrain.Brain
-            The Brain.
+        digest : str
+            Of the float weights that are tested.
         conversion : Conversion
-            Its modules, in float.
+            The Brain's modules with these weights.
         keys : dict
             ``min_key`` and ``max_key``, as in ``evaluate``.
 
@@ -98,46 +107,52 @@ class RecipeTraining:
         CheckpointError
             If there is no such training.
         """
-        if not (self.folder / "plan.json").is_file():
-            raise CheckpointError(
-                f"There is no quantization-aware training in {self.folder}. "
-                "Run the recipe without --test_only, so that it trains; with "
-                "other knobs it is another training."
-            )
-        loop = self._loop(brain, conversion)
+        folder = self.folder or self._find(digest)
+        loop = self._loop(conversion, folder)
         found = loop.load(keys)
-        plan, weights = loop.result()
+        plan, weights = loop.stages.result()
         conversion.dequantize()
         coverage = cover(conversion, plan, self.settings)
-        report = {"training": {"folder": str(self.folder), **found}}
+        report = {"training": {"folder": str(folder), **found}}
         return Planned(plan, coverage, report, weights=weights)
 
-    def _loop(self, brain, conversion) -> TrainingLoop:
-        plan = QuantizationPlan.load(self.folder / "plan.json")
-        return TrainingLoop(
-            brain, conversion, plan, self.settings, self.folder / "save"
-        )
+    def _folder(self, digest: str) -> Path:
+        return self.parent / f"{self.knobs}-{digest[:8]}"
 
-    def _started_from(self, digest: str) -> bool:
-        """Return whether the folder has a training of these float weights."""
-        start = self.folder / "start.json"
-        if not start.is_file():
-            return False
-        before = json.loads(start.read_text(encoding="utf-8")).get("weights")
-        if before == digest:
-            return True
-        aside = self.folder.with_name(f"{self.folder.name}.{before[:8]}")
+    def _find(self, digest: str) -> Path:
+        """Return the training of an earlier run that the test is about.
+
+        Recipes may test other weights than those that training started from,
+        an average of checkpoints for example.
+        """
+        own = self._folder(digest)
+        trained = sorted(
+            path.parent for path in self.parent.glob(f"{self.knobs}-*/{_PLAN}")
+        )
+        if own in trained:
+            return own
+        if not trained:
+            raise CheckpointError(
+                f"{self.parent} has no quantization-aware training with these "
+                "knobs. Run the recipe without --test_only, so that it trains."
+            )
+        if len(trained) > 1:
+            raise CheckpointError(
+                f"{self.parent} has several trainings with these knobs, "
+                "started from other float weights than those that are tested "
+                "here: keep the one that you want of "
+                + ", ".join(path.name for path in trained)
+                + "."
+            )
         logger.warning(
-            "The float weights are others than those that the training in %s "
-            "started from: it moves to %s, and a new one begins.",
-            self.folder,
-            aside.name,
+            "The training in %s did not start from the float weights that are "
+            "tested here.",
+            trained[0],
         )
-        run_on_main(self.folder.rename, args=[aside])
-        return False
+        return trained[0]
 
-    def _note_start(self, plan: QuantizationPlan, digest: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        plan.save(self.folder / "plan.json")
-        text = json.dumps({"weights": digest}) + "\n"
-        (self.folder / "start.json").write_text(text, encoding="utf-8")
+    def _loop(self, conversion: Conversion, folder: Path) -> TrainingLoop:
+        plan = QuantizationPlan.load(folder / _PLAN)
+        return TrainingLoop(
+            self.brain, conversion, plan, self.settings, folder / "save"
+        )

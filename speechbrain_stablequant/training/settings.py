@@ -22,8 +22,11 @@ class TrainingSettings:
     epochs : int
         Epochs of the recipe's own loop, after its float ones.
     lr_factor : float
-        Learning rates are those that the recipe's optimizers begin with times
-        this, and fall linearly to zero; the recipe's schedulers have no say.
+        Learning rates are those that the recipe's optimizers begin with (where
+        a schedule begins with 0: those that it has ended with) times this,
+        and fall linearly to zero; the recipe's schedulers have no say.
+    lr : float, optional
+        One learning rate for all instead.
     step_lr : float
         Learning rate of the logarithms of step sizes, before it falls too.
     warmup : float
@@ -61,6 +64,7 @@ class TrainingSettings:
 
     epochs: int = 5
     lr_factor: float = 0.5
+    lr: Optional[float] = None
     step_lr: float = 5e-4
     warmup: float = 0.05
     stages: Optional[Sequence[int]] = None
@@ -94,6 +98,7 @@ class TrainingSettings:
         for name, low, high in (
             ("epochs", 1, infinity),
             ("lr_factor", 0, infinity),
+            ("lr", 0, infinity),
             ("step_lr", 0, infinity),
             ("warmup", 0, 0.9),
             ("lowering", 0, 0.9),
@@ -103,6 +108,8 @@ class TrainingSettings:
             ("temperature", 0.01, 100),
         ):
             value = getattr(self, name)
+            if name == "lr" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise KnobError(
                     f"training: {name} is {value!r}: a number is needed."
@@ -114,6 +121,15 @@ class TrainingSettings:
             raise KnobError(f"training: epochs is {self.epochs}: not whole.")
         if isinstance(self.hidden_layers, str):
             object.__setattr__(self, "hidden_layers", (self.hidden_layers,))
+        names = [*self.hidden_layers, self.output_layer or "", self.first_last]
+        for name in names:
+            if not isinstance(name, str):
+                raise KnobError(f"training: {name!r} is no name of a layer.")
+        if isinstance(self.stages, (int, str)):
+            raise KnobError(
+                f"training: stages is {self.stages!r}: a list is needed, such "
+                "as [4, 2]."
+            )
         if not (self.task_weight or self.hidden_weight or self.output_weight):
             raise KnobError(
                 "training: task_weight, hidden_weight and output_weight are "
