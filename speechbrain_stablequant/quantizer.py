@@ -1,34 +1,28 @@
 """`PostTrainingQuantizer`: the block that a user adds to a recipe."""
 
-import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
-from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_stablequant.brain import (
-    BrainEvaluator,
-    attach,
-    find_metrics,
-)
+from speechbrain_stablequant.brain import attach, find_metrics
 from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.guard import guarded, noted_start, test_name
 from speechbrain_stablequant.kept_weights import (
     checkpoint_keys,
     chosen_key,
-    held_modules,
     kept_weights,
-    unchanged,
 )
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.meter import measured_pass
-from speechbrain_stablequant.pipeline import Planned, make_plan
+from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.planner import Planner, shows_progress
 from speechbrain_stablequant.pretrained import watch_pretrainer
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.roots import find_module, roof
@@ -39,15 +33,11 @@ from speechbrain_stablequant.runtime import (
 )
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings
-from speechbrain_stablequant.training.recipe import RecipeTraining
 from speechbrain_stablequant.validation import (
-    BatchSample,
-    calibrate,
     preserved,
     timed,
     validate,
     validation_loader,
-    validation_stage,
 )
 
 __all__ = ["PostTrainingQuantizer"]
@@ -144,7 +134,7 @@ class PostTrainingQuantizer:
         if pretrainer is not None and knobs.get("plan") is None:
             knobs.setdefault("method", "uniform")  # there is no metric
         _check_names(knobs)
-        self.settings = Settings.from_knobs(knobs, "ptq")
+        self.planner = Planner(Settings.from_knobs(knobs, "ptq"), suffix)
         if when not in ("evaluate", "fit"):
             raise KnobError(
                 f"when '{when}' is unknown."
@@ -159,18 +149,13 @@ class PostTrainingQuantizer:
         self.backend = make_backend(
             runtime, runtime_threads, runtime_precision, allow_float
         )
-        self._trains = self.settings.method == "quantization_aware"
         self.keys = checkpoint_keys(
-            min_key, max_key, when == "fit" or self._trains
+            min_key, max_key, when == "fit" or self.planner.trains
         )
         self._chosen: dict = {}  # the key that the next pass chooses by
-        self._training: Optional[RecipeTraining] = None
-        self._float_digest = ""
         self.weights: Optional[dict] = None
         self.execution: Any = None
-        self._data: tuple = (None, {})
         self._planned: Optional[tuple[str, Planned]] = None
-        self._statistics: dict = {}
         self.report: Optional[Report] = None
         if checkpointer is not None:
             self._watch_checkpointer(checkpointer)
@@ -178,11 +163,18 @@ class PostTrainingQuantizer:
             watch_pretrainer(pretrainer, self)
 
     @property
+    def settings(self) -> Settings:
+        """The knobs."""
+        return self.planner.settings
+
+    @settings.setter
+    def settings(self, value: Settings) -> None:
+        self.planner.settings = value
+
+    @property
     def label(self) -> str:
         """A few words that name the quantization in logs."""
-        if self.settings.plan is not None:
-            return f"plan {Path(self.settings.plan).name}"
-        return self.settings.label
+        return self.planner.label
 
     # -- attaching ---------------------------------------------------------------
 
@@ -201,7 +193,7 @@ class PostTrainingQuantizer:
 
     def remember_data(self, valid_set, loader_kwargs: dict) -> None:
         """Remember the recipe's validation data for calibration."""
-        self._data = (valid_set, dict(loader_kwargs))
+        self.planner.data = (valid_set, dict(loader_kwargs))
 
     def after_fit(
         self,
@@ -222,17 +214,18 @@ class PostTrainingQuantizer:
             The recipe's own ``fit`` and the arguments of its call, for
             ``method: quantization_aware``.
         """
-        trains = self._trains and fit is not None and not brain.test_only
+        trains = self.planner.trains and fit and not brain.test_only
         if self.when != "fit" and not trains:
             return
         folder = self._folder(brain)
         with kept_weights(brain, self.keys, keys, folder) as self.weights:
             if trains:
-                self._train(brain, fit)
+                with self._converting(brain) as conversion:
+                    self.planner.train(brain, conversion, fit, folder)
             if self.when != "fit":
                 return
             self._chosen = chosen_key(self.weights)
-            if self._data[0] is not None:
+            if self.planner.data[0] is not None:
                 self._validate(brain)
                 return
             with self._converting(brain) as conversion:
@@ -240,45 +233,10 @@ class PostTrainingQuantizer:
                 conversion.apply_plan(planned.plan, planned.weights)
                 self._finish(brain, conversion, planned, None)
 
-    def _train(self, brain, fit: tuple[Callable, dict]) -> None:
-        """Train with quantized layers; the float model comes back."""
-        self._training = training = RecipeTraining(
-            self.settings, self._folder(brain), brain
-        )
-        with self._converting(brain) as conversion:
-            training.train(
-                self._float_digest,
-                conversion,
-                lambda: self._search(brain, conversion, ""),
-                fit,
-                (self.suffix, self.label),
-            )
-
-    def _trained(self, brain, conversion: Conversion) -> Planned:
-        """Return what the training has led to; load its values."""
-        if self._training is None:
-            self._training = RecipeTraining(
-                self.settings, self._folder(brain), brain
-            )
-        chosen = self.keys or self._chosen
-        return self._training.planned(self._float_digest, conversion, chosen)
-
-    @contextlib.contextmanager
-    def _converting(self, brain) -> Iterator[Conversion]:
-        """Convert layers while the block runs; afterwards all is as before."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(preserved(brain))
-            root = self._root(brain)
-            if self._trains:
-                stack.enter_context(unchanged(held_modules(brain)))
-                # What conversion fuses depends on the number of threads.
-                self._float_digest = weights_digest(root)
-            yield stack.enter_context(Conversion(root))
-
     def _validate(self, brain) -> None:
         """Score on the whole validation set, in float and quantized."""
-        loader = validation_loader(brain, *self._data)
-        seed, progress = self.settings.seed, self._progress(brain)
+        loader = validation_loader(brain, *self.planner.data)
+        seed, progress = self.settings.seed, shows_progress(brain)
         result, start = TestResult("validation"), {}
 
         def run() -> float:
@@ -377,8 +335,9 @@ class PostTrainingQuantizer:
             modules = {name: find_module(brain, name) for name in modules}
         return roof(modules)
 
-    def _progress(self, brain) -> bool:
-        return if_main_process() and not brain.noprogressbar
+    def _converting(self, brain):
+        """Return a context in which the layers of a Brain are converted."""
+        return self.planner.converting(brain, self._root(brain))
 
     def _folder(self, brain) -> Path:
         if self.output_folder is not None:
@@ -388,21 +347,16 @@ class PostTrainingQuantizer:
     def _plan(self, brain, conversion: Conversion) -> Planned:
         """Return the plan for the weights as they are now."""
         digest = weights_digest(conversion.root)
-        before = None
+        known = None
         if self._planned is not None and self._planned[0] == digest:
-            before = self._planned[1]
-        settings = self.settings
-        if self._trains:
-            # Each time: other values than these integers come with them.
-            planned = self._trained(brain, conversion)
-            if before is not None and before.search == planned.search:
-                return before
-        elif before is not None:
-            return before
-        elif settings.plan is None and settings.needs_data:
-            planned = self._search(brain, conversion, digest)
-        else:
-            planned = make_plan(conversion, settings, None, None)
+            known = self._planned[1]
+        if known is not None and not self.planner.trains:
+            return known
+        keys = self.keys or self._chosen
+        folder = self._folder(brain)
+        planned = self.planner.make(brain, conversion, keys, folder)
+        if known is not None and known.search == planned.search:
+            return known  # trained; its other values are loaded again
         if planned.unreached:
             logger.warning(
                 "Validation never reaches %d layers; their inputs stay float: "
@@ -413,34 +367,9 @@ class PostTrainingQuantizer:
                 ", ".join(planned.unreached[:5]),
             )
         self._planned = (digest, planned)
-        self._statistics = {digest: planned.statistics}
         self.report = Report(self.label, planned)
         self.report.weights = self.weights
         return planned
-
-    def _search(self, brain, conversion: Conversion, digest: str) -> Planned:
-        """Calibrate and search on the recipe's validation data."""
-        settings, folder = self.settings, self._folder(brain)
-        loader = validation_loader(brain, *self._data)
-        progress = self._progress(brain)
-        seen, scored = (
-            BatchSample(loader, count, settings.seed)
-            for count in (
-                settings.calibration_utterances,
-                settings.search_utterances,
-            )
-        )
-        with self._guarded(brain), validation_stage(brain):
-            conversion.root.eval()
-            return make_plan(
-                conversion,
-                settings,
-                lambda: calibrate(brain, seen, progress),
-                BrainEvaluator(brain, scored, settings.objective),
-                folder,
-                progress,
-                self._statistics.get(digest),
-            )
 
     def _guarded(self, brain, since: Optional[float] = None):
         """Return the guard around whatever runs with quantized modules."""

@@ -19,10 +19,10 @@ from speechbrain_stablequant.plan import WEIGHT_OBSERVERS, QuantizationScheme
 from speechbrain_stablequant.presets import preset_knobs
 from speechbrain_stablequant.schemes import LEVELS, level_widths
 from speechbrain_stablequant.training import TrainingSettings
+from speechbrain_stablequant.widths import parse_bits
 
 __all__ = ["Settings", "parse_bits"]
 
-_BITS = re.compile(r"^[wW](\d+)(?:[aA](\d+))?$")
 METHODS = (
     "mixed_precision", "quantization_aware", "stablequant", "uniform",
 )  # fmt: skip
@@ -31,57 +31,6 @@ DEFAULT_CANDIDATES = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
 DEFAULT_PERCENTILES = (
     100.0, 99.999, 99.99, 99.95, 99.9, 99.8, 99.5, 99.0, 98.0,
 )  # fmt: skip
-
-
-def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
-    """Read a bit width for weights and one for activations.
-
-    Arguments
-    ---------
-    bits : str, int or dict
-        ``"W4A8"``, ``8`` (both), ``"W4"`` (weights only) or
-        ``{"weights": 4, "activations": 8}``.
-
-    Returns
-    -------
-    weights : int
-        1 to 8, 16 or 32 (float).
-    activations : int
-        Likewise.
-
-    Raises
-    ------
-    KnobError
-        If the value is none of these.
-
-    Example
-    -------
-    >>> parse_bits("W4A8"), parse_bits(8), parse_bits("W4")
-    ((4, 8), (8, 8), (4, 32))
-    """
-    known = (*range(1, 9), 16, 32)
-    widths: tuple[Any, Any] = (None, None)
-    if isinstance(bits, Mapping):
-        for key in bits:
-            if key not in ("weights", "activations"):
-                raise KnobError(
-                    f"bits has no entry '{key}'."
-                    + nearest(key, ["weights", "activations"])
-                )
-        widths = (bits.get("weights", 32), bits.get("activations", 32))
-    elif isinstance(bits, str) and _BITS.match(bits.strip()):
-        weights, activations = _BITS.match(bits.strip()).groups()
-        widths = (int(weights), int(activations or 32))
-    elif isinstance(bits, str) and bits.isdecimal():
-        widths = (int(bits), int(bits))
-    else:
-        widths = (bits, bits)
-    if any(type(w) is not int or w not in known for w in widths):
-        raise KnobError(
-            f"bits is {bits!r}: write W8A8 or W4A8 (weights, activations), W4 "
-            "(weights only) or one number. Widths are 1 to 8, 16 or 32."
-        )
-    return widths
 
 
 @dataclass(frozen=True)

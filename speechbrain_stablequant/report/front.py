@@ -19,7 +19,7 @@ from speechbrain_stablequant.report.tables import (
     interval,
     number,
 )
-from speechbrain_stablequant.settings import parse_bits
+from speechbrain_stablequant.widths import parse_bits
 
 __all__ = [
     "bits_by_type",

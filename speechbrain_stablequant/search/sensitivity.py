@@ -25,7 +25,7 @@ from speechbrain_stablequant.search.runner import (
     Candidate,
     CandidateRunner,
 )
-from speechbrain_stablequant.settings import parse_bits
+from speechbrain_stablequant.widths import parse_bits
 
 __all__ = [
     "LayerOption",

@@ -16,7 +16,7 @@ from speechbrain_stablequant.report.plots.style import (
     save_figure,
     styled,
 )
-from speechbrain_stablequant.settings import parse_bits
+from speechbrain_stablequant.widths import parse_bits
 
 __all__ = ["plot_sensitivity"]
 
