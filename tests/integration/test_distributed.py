@@ -29,7 +29,7 @@ def torchrun(trained, folder, knobs=""):
         *("--nproc_per_node", "2", "--standalone"),
         *(toy.__file__, str(yaml)),
         *("--output_folder", str(folder), "--distributed_backend", "gloo"),
-        *("--device", "cpu", "--noprogressbar"),
+        *("--device", "cpu", "--noprogressbar", "--find_unused_parameters"),
     ]
     result = subprocess.run(
         command,
@@ -111,3 +111,25 @@ def test_mixed_precision_is_the_same(trained, tmp_path):
     for part in ("sensitivity", "front", "chosen", "joint"):
         assert found["search"][part] == wanted["search"][part]
     assert (both / "ptq" / "search.rank1.jsonl").is_file()
+
+
+def test_processes_train_together(trained, float_run, tmp_path):
+    """Weight norm is fused, steps are new: gradients go through a new DDP."""
+    plain, _, _ = float_run
+    knobs = """
+    method: quantization_aware
+    bits: W4A8
+    min_key: WER
+    training: {epochs: 3, stages: [6], lr_factor: 0.1}
+"""
+    folder = torchrun(trained, tmp_path / "experiment", knobs)
+    assert folders.saved(folder) == folders.saved(plain)
+    (training,) = (folder / "ptq" / "training").iterdir()
+    progress = max((training / "save").glob("CKPT*")) / "ptq_progress.ckpt"
+    # Each process has half of the batches.
+    assert json.loads(progress.read_text()) == {"step": 18, "stage": 1}
+    found = folders.report(folder)
+    assert found["search"]["training"]["meta"]["ptq_stage"] == 1
+    clean = next(t for t in found["tests"] if t["name"] == "test-clean")
+    loss = clean["metrics"]["loss"]
+    assert loss["quantized"] < 2 * loss["float"]
