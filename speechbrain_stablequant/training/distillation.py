@@ -69,7 +69,19 @@ def _count(layers: list[str], block: str) -> int:
 def find_output(
     root: nn.Module, layers: list[str], blocks: list[str], wanted: Optional[str]
 ) -> Optional[str]:
-    """Return the name of the layer whose outputs are logits, or None."""
+    """Return the name of the layer whose outputs are logits, or None.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    layers : list of str
+        Its layers that are quantized.
+    blocks : list of str
+        See `find_blocks`; a layer inside of them gives no logits.
+    wanted : str, optional
+        The user's choice: a name, ``auto`` or None.
+    """
     if wanted is None:
         return None
     if wanted != "auto":
@@ -206,6 +218,11 @@ class Teacher:
 
 def relative_distance(own: torch.Tensor, taught: torch.Tensor):
     """Return the squared distance of hidden states, relative to their power.
+
+    Arguments
+    ---------
+    own, taught : torch.Tensor
+        Of the same shape; the power is that of ``taught``.
 
     Example
     -------

@@ -92,12 +92,29 @@ def centred(rows: torch.Tensor, scheme) -> torch.Tensor:
 
     As in BiT (Liu et al. 2022, arXiv 2205.13016): a row whose weights had the
     same sign would otherwise become a constant.
+
+    Arguments
+    ---------
+    rows : torch.Tensor
+        (channels, n) weights.
+    scheme : QuantizationScheme
+        Their scheme; rows of any but one bit are returned as they are.
     """
     return rows - rows.mean(1, keepdim=True) if scheme.is_binary else rows
 
 
 def spread(steps: torch.Tensor, count: int, scheme) -> torch.Tensor:
-    """Repeat (channels, groups) values so that they broadcast to rows."""
+    """Repeat values of groups so that they broadcast to rows.
+
+    Arguments
+    ---------
+    steps : torch.Tensor
+        (channels, groups), or (1, 1) per tensor.
+    count : int
+        Values in a row.
+    scheme : QuantizationScheme
+        Scheme of the rows.
+    """
     if steps.shape[1] == 1:
         return steps
     size = scheme.group_size
@@ -187,7 +204,13 @@ def _set_step(module: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def trainable_layers(root: nn.Module) -> dict[str, TrainableLayer]:
-    """Return the layers in training by qualified name."""
+    """Return the layers in training by qualified name.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    """
     return {
         name: module
         for name, module in root.named_modules()
@@ -196,7 +219,13 @@ def trainable_layers(root: nn.Module) -> dict[str, TrainableLayer]:
 
 
 def step_parameters(root: nn.Module) -> list[nn.Parameter]:
-    """Return the step sizes (their logarithms) of all layers in training."""
+    """Return the step sizes (their logarithms) of all layers in training.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    """
     return [
         parameter
         for layer in trainable_layers(root).values()
@@ -207,7 +236,13 @@ def step_parameters(root: nn.Module) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def float_mode(root: nn.Module) -> Iterator[None]:
-    """Run layers in training as float layers while the block runs."""
+    """Run layers in training as float layers while the block runs.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    """
     layers = trainable_layers(root).values()
     for layer in layers:
         layer._runs_in_float = True
@@ -245,7 +280,15 @@ def trained_weights(layer: QuantizedModule) -> dict[str, Quantized]:
 def trained_inputs(
     layer: QuantizedModule, plan: LayerPlan
 ) -> dict[str, InputPlan]:
-    """Return the plan of each input with the range that was learned."""
+    """Return the plan of each input with the range that was learned.
+
+    Arguments
+    ---------
+    layer : TrainableLayer
+        The layer.
+    plan : LayerPlan
+        What it started from.
+    """
     found = {}
     for name, old in plan.inputs.items():
         scheme = old.scheme

@@ -153,6 +153,11 @@ class TrainingSettings:
     def widths(self, target: int) -> list[int]:
         """Return the widths that a layer passes through, the last its own.
 
+        Arguments
+        ---------
+        target : int
+            Its own, in bits.
+
         Example
         -------
         >>> TrainingSettings().widths(1), TrainingSettings().widths(8)
@@ -163,6 +168,11 @@ class TrainingSettings:
 
     def rate(self, done: float) -> float:
         """Return what part of the rates is in use, after a part of training.
+
+        Arguments
+        ---------
+        done : float
+            That part, 0 to 1.
 
         Example
         -------
@@ -175,6 +185,13 @@ class TrainingSettings:
 
     def stage(self, done: float, count: int) -> int:
         """Return which of ``count`` widths is in use, after a part of training.
+
+        Arguments
+        ---------
+        done : float
+            That part, 0 to 1.
+        count : int
+            How many widths there are.
 
         Example
         -------
