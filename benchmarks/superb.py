@@ -39,11 +39,11 @@ def default_tasks() -> dict:
         "ASR": {
             "hparams": "commands.yaml",
             "max_train_utterances": 1000,
-            "max_valid_utterances": 200,
+            "max_valid_utterances": 100,
             "max_test_utterances": 1000,
-            "number_of_epochs": 8,
+            "number_of_epochs": 10,
             "max_batch_length": 30,
-            "lr": 0.002,
+            "lr": 0.003,
         },
         "KS": {
             "hparams": "keywords.yaml",

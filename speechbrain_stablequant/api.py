@@ -161,7 +161,8 @@ def _checked(batches, settings):
             f"batches is a {type(batches).__name__}; give an iterable of "
             "batches, for example [batch]."
         )
-    if batches is not None and settings.method == "mixed_precision":
+    repeats = settings.method == "mixed_precision"
+    if batches is not None and (repeats or settings.rounding != "nearest"):
         limit = max(settings.calibration_utterances, settings.search_utterances)
         return list(itertools.islice(batches, limit))
     return batches

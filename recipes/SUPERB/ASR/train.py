@@ -65,7 +65,7 @@ class ASR(sb.Brain):
             return
         stats["WER"] = self.wer_metric.summarize("error_rate")
         if stage == sb.Stage.VALID:
-            old_lr, new_lr = self.hparams.lr_annealing(stats["loss"])
+            old_lr, new_lr = self.hparams.lr_annealing(epoch)
             sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
             self.hparams.train_logger.log_stats(
                 stats_meta={"epoch": epoch, "lr": old_lr},

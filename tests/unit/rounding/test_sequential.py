@@ -85,6 +85,13 @@ def output_error(model, batches, **knobs):
 GROUPS = {"weight_granularity": "per_group", "weight_group_size": 8}
 
 
+def quantized_layers(model):
+    """Yield the quantized layers that have one weight, by name."""
+    for name, module in model.named_modules():
+        if hasattr(module, "weight_values"):
+            yield name, module
+
+
 @pytest.mark.parametrize("knobs", [{}, GROUPS], ids=["channels", "groups"])
 @pytest.mark.parametrize("bits", ["W4", "W3", "W3A8"])
 def test_less_error_than_the_nearest(toy, batches, bits, knobs):
@@ -305,11 +312,17 @@ def test_floats_of_16_bits_are_left_to_the_nearest(toy, batches):
     assert toy.head.weight_values.dtype == torch.bfloat16
 
 
-def test_a_generator_is_refused(toy, batches):
-    state = state_of(toy)
-    with pytest.raises(CalibrationError, match="give a list"):
-        quantize(toy, iter(batches), bits="W4", rounding="gptq", progress=False)
-    assert_float(toy, state)
+def test_a_generator_is_kept(toy, batches):
+    """Rounding goes through the data several times."""
+    knobs = {"bits": "W4", "rounding": "gptq", "progress": False}
+    result = quantize(toy, batches, **knobs)
+    wanted = {n: m.weight_values for n, m in quantized_layers(toy)}
+    result.restore()
+    quantize(toy, iter(batches), **knobs)
+    found = dict(quantized_layers(toy))
+    assert wanted.keys() == found.keys()
+    for name, values in wanted.items():
+        assert torch.equal(found[name].weight_values, values), name
 
 
 def test_data_is_needed(toy):
