@@ -82,8 +82,11 @@ def main(path: Path, encoders: dict) -> None:
     for label, seconds in timed(models).items():
         found[label]["seconds"] = seconds
         if plan_of(encoders[label]) is not None:
-            report = str(runtime_report(models[label]))
-            found[label]["runtime"] = report.splitlines()
+            layers = runtime_report(models[label]).layers
+            found[label]["int8_layers"] = sum(
+                layer.precision == "int8" for layer in layers
+            )
+            found[label]["planned_layers"] = len(layers)
     first = next(iter(encoders))
     head = ["encoder", "MB on disk", "MB, paper's rule"]
     head += ["ESTIMATED run time", "times faster, measured"]
