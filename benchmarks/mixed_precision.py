@@ -156,14 +156,9 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
         self._write(top)
         return scored.float_loss
 
-    def _search(self, brain, conversion, digest):
-        """Search with the journal in a folder that the rows share."""
-        results = self.output_folder
-        self.output_folder = self._search_folder
-        try:
-            return super()._search(brain, conversion, digest)
-        finally:
-            self.output_folder = results
+    def _journal_folder(self, brain):
+        """Return the folder whose journal the rows share."""
+        return self._search_folder
 
     def _result(self, row: str) -> dict:
         plain = self.report.to_dict()

@@ -344,6 +344,10 @@ class PostTrainingQuantizer:
             return Path(self.output_folder)
         return Path(getattr(brain.hparams, "output_folder", "results")) / "ptq"
 
+    def _journal_folder(self, brain) -> Path:
+        """Return the folder of searches and trainings."""
+        return self._folder(brain)
+
     def _plan(self, brain, conversion: Conversion) -> Planned:
         """Return the plan for the weights as they are now."""
         digest = weights_digest(conversion.root)
@@ -353,7 +357,7 @@ class PostTrainingQuantizer:
         if known is not None and not self.planner.trains:
             return known
         keys = self.keys or self._chosen
-        folder = self._folder(brain)
+        folder = self._journal_folder(brain)
         planned = self.planner.make(brain, conversion, keys, folder)
         if known is not None and known.search == planned.search:
             return known  # trained; its other values are loaded again

@@ -221,7 +221,8 @@ def test_encoders_are_compressed_and_published(
     saved = {p.stem for p in (tmp_path / "save").glob("CKPT*/*.ckpt")}
     assert "teacher" not in saved
     log = (tmp_path / "train_log.txt").read_text()
-    assert "ptq: W8A8" in log
+    bits = "W8A8" if hparams == "student.yaml" else "W2A8"
+    assert f"ptq: {bits} {method}" in log
     assert "test layer 2: " in log
     if hparams == "quantized.yaml":
         # The float student is the teacher, also after training with low bits:
