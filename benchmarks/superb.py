@@ -252,6 +252,15 @@ def parse(argv):
     parser.add_argument("--tasks", help="by default ASR,KS,SID")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args(argv)
+    for each in arguments.encoders:
+        if "=" not in each:
+            parser.error(f"{each}: expected label=folder")
+    for folder in (
+        Path(arguments.commands_folder),
+        Path(arguments.voxceleb_folder) / "wav",
+    ):
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}")
     tasks = default_tasks()
     commands = str(Path(arguments.commands_folder).resolve())
     folders = {"ASR": commands, "KS": commands}

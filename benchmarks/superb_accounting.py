@@ -107,4 +107,6 @@ def main(path: Path, encoders: dict) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or not all("=" in a for a in sys.argv[2:]):
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), dict(a.split("=", 1) for a in sys.argv[2:]))

@@ -130,32 +130,17 @@ def make_plan(
         and settings.layer_widths(name)[1] != 32
         and not statistics.get(name)
     ]
-    names = [name for name, _, _ in layers]
     context = SearchContext(
         conversion=conversion,
-        layers=names,
-        units=group_units(conversion.root, names),
+        layers=[name for name, _, _ in layers],
+        units=group_units(conversion.root, [name for name, _, _ in layers]),
         statistics=statistics,
         settings=settings,
         evaluator=evaluator,
         journal=_journal(conversion, settings, evaluator, folder),
         progress=progress,
     )
-    try:
-        result = METHODS[settings.method](context)
-    finally:
-        context.journal.close()
-    found = result.plan.layers
-    every = (name for name, _, _ in quantizable_layers(conversion.root))
-    plan = QuantizationPlan(
-        found,
-        settings.method,
-        {
-            **settings.search_identity(),
-            # Whoever applies the plan need not ask for it again.
-            "float_layers": [name for name in every if name not in found],
-        },
-    )
+    plan, report = _searched(context)
     rounded = _rounded(conversion, plan, calibrate, settings, progress)
     for name, why in rounded.nearest.items():
         if why == UNREACHED and name not in unreached:
@@ -166,11 +151,28 @@ def make_plan(
     return Planned(
         rounded.plan,
         coverage,
-        result.report,
+        report,
         unreached,
         statistics,
         rounded.weights,
     )
+
+
+def _searched(context: SearchContext) -> tuple[QuantizationPlan, dict]:
+    """Return the plan of the method of the settings, and its report."""
+    settings = context.settings
+    try:
+        result = METHODS[settings.method](context)
+    finally:
+        context.journal.close()
+    found = result.plan.layers
+    every = (n for n, _, _ in quantizable_layers(context.conversion.root))
+    about = {
+        **settings.search_identity(),
+        # Whoever applies the plan need not ask for it again.
+        "float_layers": [name for name in every if name not in found],
+    }
+    return QuantizationPlan(found, settings.method, about), result.report
 
 
 def given_plan(

@@ -1,11 +1,15 @@
 """Two processes under torchrun: one plan, work shared, one writer."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from speechbrain_stablequant import load_quantized
 
 from . import folders, toy
 from .conftest import copy_experiment
@@ -111,6 +115,33 @@ def test_mixed_precision_is_the_same(trained, tmp_path):
     for part in ("sensitivity", "front", "chosen", "joint"):
         assert found["search"][part] == wanted["search"][part]
     assert (both / "ptq" / "search.rank1.jsonl").is_file()
+
+
+def test_hessians_of_all_processes_are_added(trained, tmp_path):
+    """Half of the data each: the integers are those of one process.
+
+    Sums of floats depend on their order, so a weight may round differently.
+    """
+    knobs = """
+    method: uniform
+    bits: W3A8
+    rounding: gptq
+"""
+    alone = copy_experiment(trained, tmp_path / "alone")
+    brain, _ = toy.run(toy.load(alone, block=toy.BLOCK + knobs))
+    (tmp_path / "ddp").mkdir()
+    both = torchrun(trained, tmp_path / "ddp" / "experiment", knobs)
+    found = [
+        load_quantized(
+            copy.deepcopy(brain.hparams.wav2vec2),
+            folder / "ptq" / "checkpoint" / "wav2vec2.ckpt",
+        ).state_dict()
+        for folder in (alone, both)
+    ]
+    integers = [key for key in found[0] if key.endswith("weight_values")]
+    assert len(integers) > 10
+    same = [(found[0][key] == found[1][key]).float() for key in integers]
+    assert torch.cat([s.flatten() for s in same]).mean() > 0.98
 
 
 def test_processes_train_together(trained, float_run, tmp_path):

@@ -183,26 +183,6 @@ def test_layers_without_a_hessian(monkeypatch):
     assert "MiB" in why_no_hessian(wide)
 
 
-def test_what_other_processes_have_seen_is_added(monkeypatch):
-    """Two layers; the second one is reached in the other process only."""
-    pair = {n: (nn.Linear(4, 4), plan()) for n in ("first", "second")}
-    x = torch.randn(6, 4)
-    gram = x.T @ x
-    others = iter([{"input": 2 * gram[None]}, {"input": gram[None]}])
-    monkeypatch.setattr(hessian_module.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(
-        hessian_module.distributed,
-        "gather",
-        lambda mine: [mine, next(others)],
-    )
-    with torch.no_grad(), HessianCollector(pair) as seen:
-        pair["first"][0](x)
-    seen.merge()
-    for name, factor in (("first", 3), ("second", 1)):
-        found = seen.hessians(name)["weight"][0]
-        torch.testing.assert_close(found, factor * gram)
-
-
 def test_sums_are_in_float32_under_autocast():
     layer, x = nn.Linear(4, 4), torch.randn(600, 4)
     with torch.autocast("cpu", torch.bfloat16):
