@@ -313,7 +313,8 @@ def row_scales(grouped, scheme, observer="max", percentile=99.99):
     if scheme.is_binary:
         # The scale of least squared error once the signs are given (XNOR-Net).
         scale = grouped.abs().mean(-1)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        # There is no zero: a row of zeros gets levels that come close to it.
+        scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     low, high = grouped.amin(-1), grouped.amax(-1)
     if observer == "percentile":

@@ -351,3 +351,17 @@ def test_fake_quantize_of_one_and_sixteen_bits(bits):
     if bits == 1:
         expected = torch.tensor([2.0, -2.0, 2.0])
     assert torch.equal(fake, expected)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        QuantizationScheme(bits=1),
+        QuantizationScheme(bits=2, levels="odd"),
+        QuantizationScheme(bits=2, levels="ternary"),
+    ],
+)
+def test_a_row_of_zeros_stays_near_zero(scheme):
+    """The padding row of an embedding, for example."""
+    found = quantize(torch.zeros(2, 8), scheme)
+    assert dequantize(found, scheme).abs().max() < 1e-30
