@@ -6,37 +6,40 @@ Add one block to the hparams of a recipe and run it as usual::
         checkpointer: !ref <checkpointer>
 """
 
-from speechbrain_stablequant.api import QuantizationResult, quantize
-from speechbrain_stablequant.brain import PostTrainingQuantizationMixin
-from speechbrain_stablequant.checkpoint import (
-    load_quantized,
-    read_header,
-    save_quantized,
-)
-from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.plan import QuantizationPlan
-from speechbrain_stablequant.quantizer import PostTrainingQuantizer
-from speechbrain_stablequant.runtime import (
-    accelerate,
-    decelerate,
-    runtime_report,
-)
-from speechbrain_stablequant.waveforms import WaveformBatches
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "PostTrainingQuantizationMixin",
-    "PostTrainingQuantizer",
-    "QuantizationPlan",
-    "QuantizationResult",
-    "StableQuantError",
-    "WaveformBatches",
-    "accelerate",
-    "decelerate",
-    "load_quantized",
-    "quantize",
-    "read_header",
-    "runtime_report",
-    "save_quantized",
-]
+# Imported when first used: torch and the toolkit take seconds, which
+# ``stablequant --help`` need not wait for.
+_HOMES = {
+    "PostTrainingQuantizationMixin": "brain",
+    "PostTrainingQuantizer": "quantizer",
+    "QuantizationPlan": "plan",
+    "QuantizationResult": "api",
+    "StableQuantError": "errors",
+    "WaveformBatches": "waveforms",
+    "accelerate": "runtime",
+    "decelerate": "runtime",
+    "load_quantized": "checkpoint",
+    "quantize": "api",
+    "read_header": "checkpoint",
+    "runtime_report": "runtime",
+    "save_quantized": "checkpoint",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{home}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

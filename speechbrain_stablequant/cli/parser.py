@@ -1,0 +1,131 @@
+"""Arguments of the command line; a typo is answered with the nearest name."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Optional
+
+import speechbrain_stablequant
+from speechbrain_stablequant.cli.registry import commands
+from speechbrain_stablequant.errors import StableQuantError, nearest
+
+__all__ = ["UsageError", "build_parser", "parse"]
+
+EPILOG = """\
+exit codes: 0 done, 1 a check failed, 2 wrong arguments or files,
+3 an error of this package, 130 interrupted
+"""
+
+
+class UsageError(StableQuantError):
+    """The arguments of the command line are wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of leaving the process, and never guesses a prefix."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(*args, **kwargs)
+
+    def error(self, message):
+        raise UsageError(f"{message}. See '{self.prog} --help'.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``stablequant`` with all its commands.
+
+    Example
+    -------
+    >>> build_parser().parse_args(["report", "exp", "--json"]).json
+    True
+    """
+    return _build()[0]
+
+
+def _build():
+    """Return the parser, and the parsers of its commands by name."""
+    parser = _Parser(
+        prog="stablequant",
+        description="Quantized SpeechBrain models: look, compare, apply, "
+        "publish, run.",
+        epilog=EPILOG,
+    )
+    version = f"%(prog)s {speechbrain_stablequant.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    found = {}
+    children = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands"
+    )
+    for name, module in commands().items():
+        child = found[name] = children.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=_epilog(module.EXAMPLES),
+        )
+        module.add_arguments(child)
+        child.add_argument(
+            "--json",
+            action="store_true",
+            help="print the result as JSON, and nothing else, to stdout",
+        )
+        child.set_defaults(module=module)
+    return parser, found
+
+
+def _epilog(examples: str) -> str:
+    """Return examples below their title, indented."""
+    rows = examples.strip().splitlines()
+    return "\n".join(["examples:", *(f"  {row}" for row in rows)])
+
+
+def parse(argv: Sequence[str]) -> Optional[argparse.Namespace]:
+    """Return the arguments of a command, or None when there are none at all.
+
+    Arguments
+    ---------
+    argv : sequence of str
+        What follows ``stablequant``.
+
+    Raises
+    ------
+    UsageError
+        If the command or an option is unknown, or an argument is missing.
+    """
+    parser, children = _build()
+    _check_command(argv, children)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        child = children.get(arguments.command, parser)
+        _refuse(rest, child)
+    if arguments.command is None:
+        parser.print_help()
+        return None
+    return arguments
+
+
+def _check_command(argv: Sequence[str], children) -> None:
+    """Refuse an unknown command, pointing to the nearest."""
+    for word in argv:
+        if word.startswith("-"):
+            continue
+        if word not in children:
+            raise UsageError(
+                f"There is no command '{word}'." + nearest(word, children)
+            )
+        return
+
+
+def _refuse(rest: Sequence[str], child) -> None:
+    """Refuse what was left over, pointing to the nearest option."""
+    unknown = next((w for w in rest if w.startswith("-")), None)
+    if unknown is None:
+        raise UsageError(
+            f"{rest[0]!r} is one argument too many. See '{child.prog} --help'."
+        )
+    options = [o for o in child._option_string_actions if o.startswith("--")]
+    name = unknown.partition("=")[0]
+    raise UsageError(
+        f"'{child.prog}' has no option {name}." + nearest(name, options)
+    )

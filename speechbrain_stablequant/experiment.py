@@ -1,0 +1,174 @@
+"""What a recipe run with the block has left in its output folder."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Union
+
+from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.plan import QuantizationPlan
+
+__all__ = ["Experiment", "ExperimentError"]
+
+RUN = "Run the recipe with the ptq block, to its end"
+
+
+class ExperimentError(StableQuantError, FileNotFoundError):
+    """A folder is no experiment, or lacks what a step needs."""
+
+
+class Experiment:
+    """The output folder of a recipe run with the block; only read.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Output folder of the recipe, its ``ptq`` folder, or whatever the
+        block's ``output_folder`` was.
+
+    Attributes
+    ----------
+    folder : Path
+        Output folder of the recipe.
+    ptq : Path
+        Folder with the results of the block.
+
+    Raises
+    ------
+    ExperimentError
+        If there is no such folder, or the block has left nothing in it.
+    """
+
+    def __init__(self, folder: Union[str, Path]):
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ExperimentError(
+                f"{folder} is {'a file' if folder.exists() else 'not there'}: "
+                "an experiment is the output folder of a recipe."
+            )
+        self.ptq = next((f for f in (folder, folder / "ptq") if _ours(f)), None)
+        if self.ptq is None:
+            raise ExperimentError(
+                f"{folder} has no results of quantization: no report.json, "
+                f"plan.json or checkpoint/, neither there nor in ptq/. {RUN}."
+            )
+        self.folder = _recipe_folder(folder, self.ptq)
+
+    @property
+    def hyperparams(self) -> Path:
+        """Path of the recipe's ``hyperparams.yaml``."""
+        return self._need(
+            self.folder / "hyperparams.yaml",
+            "The recipe writes it when it begins (create_experiment_directory)"
+            "; give the output folder of the recipe.",
+        )
+
+    @cached_property
+    def report(self) -> dict:
+        """The report of the test passes, plain data."""
+        return read_report(self._need(self.ptq / "report.json", f"{RUN}."))
+
+    @cached_property
+    def plan(self) -> QuantizationPlan:
+        """What is quantized, and how."""
+        return QuantizationPlan.load(
+            self._need(self.ptq / "plan.json", f"{RUN}.")
+        )
+
+    @cached_property
+    def checkpoints(self) -> dict[str, Path]:
+        """Paths of the quantized files by the name of their loadable."""
+        from speechbrain_stablequant.checkpoint import read_header
+
+        found = {p.stem: p for p in self._files() if _is_quantized(p)}
+        for path in found.values():
+            read_header(path)
+        if not found:
+            raise ExperimentError(
+                f"{self.ptq / 'checkpoint'} has no quantized checkpoint "
+                f"(*.ckpt). {RUN}."
+            )
+        return found
+
+    @property
+    def other_files(self) -> dict[str, Path]:
+        """Paths of tokenizers, encoders, normalizers there, by file name."""
+        quantized = set(self.checkpoints.values())
+        return {
+            path.name: path for path in self._files() if path not in quantized
+        }
+
+    def _files(self) -> list[Path]:
+        folder = self.ptq / "checkpoint"
+        if not folder.is_dir():
+            raise ExperimentError(f"{folder} is not there. {RUN}.")
+        return sorted(path for path in folder.iterdir() if path.is_file())
+
+    def _need(self, path: Path, advice: str) -> Path:
+        if not path.is_file():
+            raise ExperimentError(f"{path} is not there. {advice}")
+        return path
+
+
+def read_report(path: Union[str, Path]) -> dict:
+    """Read a ``report.json`` and check that it is one.
+
+    Raises
+    ------
+    ExperimentError
+        If it cannot be read, is no JSON or something else.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as err:
+        raise ExperimentError(f"Cannot read the report {path}: {err}.") from err
+    missing = [
+        key for key, kind in _REPORT.items() if not _has(data, key, kind)
+    ]
+    if missing:
+        raise ExperimentError(
+            f"{path} is not a report of this package: it has no "
+            f"{', '.join(map(repr, missing))}."
+        )
+    return data
+
+
+_REPORT = {"label": str, "tests": list, "files": list, "coverage": dict}
+
+
+def _has(data, key: str, kind: type) -> bool:
+    return isinstance(data, dict) and isinstance(data.get(key), kind)
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a folder has results of the block, right inside."""
+    checkpoint = folder / "checkpoint"
+    if checkpoint.is_dir() and any(map(_is_quantized, checkpoint.iterdir())):
+        return True
+    report, plan = folder / "report.json", folder / "plan.json"
+    return report.is_file() or plan.is_file()
+
+
+def _recipe_folder(given: Path, ptq: Path) -> Path:
+    """Return the output folder of the recipe that a results folder is in.
+
+    The block's ``output_folder`` may lie deeper than ``ptq``.
+    """
+    if given != ptq:
+        return given
+    near = (ptq, *list(ptq.resolve().parents)[:3])
+    with_yaml = (f for f in near if (f / "hyperparams.yaml").is_file())
+    return next(with_yaml, ptq.parent)
+
+
+def _is_quantized(path: Path) -> bool:
+    """Whether a file claims to be ours: safetensors, by its first bytes.
+
+    The toolkit's own ``*.ckpt`` are pickles or text. One of ours that is
+    damaged must not pass for a tokenizer: reading its header tells.
+    """
+    if path.suffix != ".ckpt" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(23)[8:] == b'{"__metadata__"'
