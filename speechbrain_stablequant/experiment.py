@@ -8,7 +8,7 @@ from typing import Union
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.plan import QuantizationPlan
 
-__all__ = ["Experiment", "ExperimentError"]
+__all__ = ["Experiment", "ExperimentError", "is_quantized", "read_report"]
 
 RUN = "Run the recipe with the ptq block, to its end"
 
@@ -80,7 +80,7 @@ class Experiment:
         """Paths of the quantized files by the name of their loadable."""
         from speechbrain_stablequant.checkpoint import read_header
 
-        found = {p.stem: p for p in self._files() if _is_quantized(p)}
+        found = {p.stem: p for p in self._files() if is_quantized(p)}
         for path in found.values():
             read_header(path)
         if not found:
@@ -144,7 +144,7 @@ def _has(data, key: str, kind: type) -> bool:
 def _ours(folder: Path) -> bool:
     """Whether a folder has results of the block, right inside."""
     checkpoint = folder / "checkpoint"
-    if checkpoint.is_dir() and any(map(_is_quantized, checkpoint.iterdir())):
+    if checkpoint.is_dir() and any(map(is_quantized, checkpoint.iterdir())):
         return True
     report, plan = folder / "report.json", folder / "plan.json"
     return report.is_file() or plan.is_file()
@@ -162,7 +162,7 @@ def _recipe_folder(given: Path, ptq: Path) -> Path:
     return next(with_yaml, ptq.parent)
 
 
-def _is_quantized(path: Path) -> bool:
+def is_quantized(path: Path) -> bool:
     """Whether a file claims to be ours: safetensors, by its first bytes.
 
     The toolkit's own ``*.ckpt`` are pickles or text. One of ours that is

@@ -17,7 +17,10 @@ from types import ModuleType
 
 __all__ = ["COMMANDS", "commands"]
 
-COMMANDS = ("report",)
+COMMANDS = (
+    "inspect",
+    "report",
+)
 
 
 def commands() -> dict[str, ModuleType]:

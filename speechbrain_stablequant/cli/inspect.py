@@ -1,0 +1,189 @@
+"""``stablequant inspect``: what is quantized, how, and what it measured."""
+
+from speechbrain_stablequant.cli.tables import (
+    environment_line,
+    megabytes_or_dash,
+    metric_lines,
+    size_lines,
+    table,
+)
+
+NAME = "inspect"
+HELP = "Show how a model is quantized, and what was measured."
+EXAMPLES = """
+stablequant inspect results/wav2vec2/1986          # an experiment
+stablequant inspect results/wav2vec2/1986 --layers # every layer
+stablequant inspect ptq/checkpoint/wav2vec2.ckpt
+stablequant inspect user/asr-wav2vec2-w8a8 --json  # from the hub
+"""
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "source",
+        help="experiment or ptq folder, published folder or hub name, "
+        "checkpoint (*.ckpt), domain, plan.json or report.json",
+    )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="a row for each layer, not for each unit",
+    )
+
+
+def run(arguments) -> dict:
+    """Read the source."""
+    from speechbrain_stablequant.cli.describe import (
+        by_unit,
+        by_width,
+        layer_row,
+    )
+    from speechbrain_stablequant.cli.sources import read_source
+
+    source = read_source(arguments.source)
+    result = {
+        "source": source.name,
+        "kind": source.kind,
+        "path": str(source.path),
+        "method": source.method or None,
+        "settings": dict(source.settings),
+        "about": source.about,
+        "files": source.files,
+        "shows": "layers" if arguments.layers else "units",
+    }
+    if source.layers is not None:
+        rows = [
+            layer_row(name, plan, source.sizes.get(name))
+            for name, plan in source.layers.items()
+        ]
+        result["widths"] = by_width(rows)
+        result["layers" if arguments.layers else "units"] = (
+            rows if arguments.layers else by_unit(rows)
+        )
+    if source.report is not None:
+        result["report"] = _of_report(source.report)
+    return result
+
+
+def _of_report(report: dict) -> dict:
+    """Return what people look for first in a report."""
+    parameters = report["coverage"].get("parameters", [])
+    rest = [p for p in parameters if p["status"] != "quantized"]
+    return {
+        "label": report["label"],
+        "coverage": report["coverage"].get("fraction"),
+        "tests": report["tests"],
+        "not_quantized": [p for p in rest if p["is_weight"]],
+        "kept_num_bytes": sum(p["num_bytes"] for p in rest),
+        "unreached_layers": report.get("unreached_layers") or [],
+        "environment": report.get("environment") or {},
+    }
+
+
+def lines(result: dict) -> list[str]:
+    """Return the tables."""
+    head = f"{result['source']}: {result['kind']}"
+    if result["method"]:
+        head += f", method {result['method']}"
+    found = [head, *_about_lines(result["about"])]
+    if result["files"]:
+        found += ["", *size_lines(result["files"])]
+    for key, show in (
+        ("widths", _width_lines),
+        ("units", _unit_lines),
+        ("layers", _layer_lines),
+        ("report", _report_lines),
+    ):
+        if result.get(key):
+            found += ["", *show(result[key])]
+    if result["shows"] == "units" and result.get("units"):
+        found += ["", "every layer: --layers"]
+    return found
+
+
+def _about_lines(about: dict) -> list[str]:
+    return [f"  {key}: {value}" for key, value in about.items()]
+
+
+def _width_lines(groups: list[dict]) -> list[str]:
+    rows = [("weights", "inputs", "layers", "bytes")]
+    rows += [
+        (
+            g["weights"],
+            g["inputs"],
+            str(g["layers"]),
+            megabytes_or_dash(g["num_bytes"]),
+        )
+        for g in groups
+    ]
+    return table(rows, left=2)
+
+
+def _unit_lines(units: list[dict]) -> list[str]:
+    rows = [("unit", "weights", "inputs", "layers", "bytes", "percentile")]
+    rows += [
+        (
+            unit["name"],
+            unit["weights"],
+            unit["inputs"],
+            str(unit["layers"]),
+            megabytes_or_dash(unit["num_bytes"]),
+            _percent(unit["lowest_percentile"]),
+        )
+        for unit in units
+    ]
+    return table(rows, left=3)
+
+
+def _layer_lines(layers: list[dict]) -> list[str]:
+    rows = [
+        (
+            "layer",
+            "kind",
+            "weights",
+            "rounding",
+            "input",
+            "range",
+            "percentile",
+            "clipped",
+        )
+    ]
+    for layer in layers:
+        start = (
+            layer["name"],
+            layer["kind"] or "-",
+            layer["weights"],
+            layer["rounding"],
+        )
+        if not layer["inputs"]:
+            rows.append((*start, "float", "-", "-", "-"))
+        for name, given in layer["inputs"].items():
+            low, high = given["range"]
+            rows.append(
+                (
+                    *start,
+                    f"{name}: {given['scheme']}",
+                    f"{low:.4g} to {high:.4g}",
+                    _percent(given["percentile"]),
+                    f"{given['clipped']:.2%}",
+                )
+            )
+    return table(rows, left=5)
+
+
+def _percent(value) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _report_lines(report: dict) -> list[str]:
+    found = [f"measured: {report['label']}"]
+    found += metric_lines(report["tests"])
+    if report["coverage"] is not None:
+        found.append(f"weights quantized: {report['coverage']:.1%} of bytes")
+    for row in report["not_quantized"]:
+        found.append(f"  not {row['name']}: {row['detail']}")
+    if report["unreached_layers"]:
+        count = len(report["unreached_layers"])
+        found.append(f"  inputs float in {count} layers never reached")
+    return [*found, *environment_line(report["environment"])]

@@ -1,0 +1,318 @@
+"""What a user points a command at: recognised by content, never unpickled."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from speechbrain_stablequant.errors import PlanError, StableQuantError
+from speechbrain_stablequant.experiment import (
+    Experiment,
+    is_quantized,
+    read_report,
+)
+from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+
+__all__ = ["Source", "SourceError", "fetch", "is_published", "read_source"]
+
+_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*\Z")
+_HUB_FILES = ("hyperparams.yaml", "plan.json", "report.json", "*.ckpt")
+_PICKLE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+class SourceError(StableQuantError):
+    """What the user points at is missing, damaged or nothing of ours."""
+
+
+@dataclass
+class Source:
+    """A thing that says how a model is quantized.
+
+    Arguments
+    ---------
+    name : str
+        As the user wrote it.
+    kind : str
+        ``experiment``, ``published``, ``checkpoint``, ``domain``, ``plan``,
+        ``report`` or ``float checkpoint``.
+    path : Path
+        The folder or file.
+    method : str
+        What made the plan.
+    layers : dict, optional
+        `LayerPlan` by name; None where nothing is known of layers.
+    report : dict, optional
+        The report of the test passes.
+    files : list of dict
+        Checkpoints: ``name``, ``num_bytes`` and, where known,
+        ``float_num_bytes``.
+    sizes : dict
+        Bytes of a layer's weights by its name, as stored.
+    settings : dict
+        What the plan remembers of how it was made.
+    about : dict
+        More to show, by what it is.
+    experiment : Experiment, optional
+        The folder that it is, for kind ``experiment``.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    method: str = ""
+    layers: Optional[Mapping[str, LayerPlan]] = None
+    report: Optional[dict] = None
+    files: list[dict] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    settings: Mapping = field(default_factory=dict)
+    about: dict = field(default_factory=dict)
+    experiment: Optional[Experiment] = None
+
+
+def read_source(name: str) -> Source:
+    """Find out what something is, and read it.
+
+    Arguments
+    ---------
+    name : str
+        A folder, a file, or the name of a repository on the hub.
+
+    Raises
+    ------
+    StableQuantError
+        If it is not there, damaged, or nothing of ours.
+    """
+    path = fetch(name)
+    if path.is_dir():
+        return _folder(name, path)
+    if path.suffix == ".json":
+        return _json(name, path)
+    return _file(name, path)
+
+
+def fetch(name: str) -> Path:
+    """Return a local path: as it is, or fetched from the hub.
+
+    Only what describes and holds the quantized model is fetched.
+
+    Raises
+    ------
+    SourceError
+        If there is no such thing, here or there.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not _HUB_NAME.match(str(name)):
+        raise SourceError(f"{name} is not there: no such file or folder.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*_HUB_FILES]))
+    except Exception as err:  # of the hub, of its checks, of the network
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else err
+        raise SourceError(
+            f"{name} is no file or folder here, and cannot be fetched from "
+            f"the hub ({type(err).__name__}: {reason})."
+        ) from err
+
+
+# -- folders -----------------------------------------------------------------
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder is one that stock SpeechBrain loads, quantized."""
+    return (folder / "hyperparams.yaml").is_file() and any(
+        map(is_quantized, folder.glob("*.ckpt"))
+    )
+
+
+def _folder(name: str, path: Path) -> Source:
+    if is_published(path):
+        return _published(name, path)
+    if (path / "CKPT.yaml").is_file():
+        return _float(name, path, "checkpoint folder")
+    experiment = Experiment(path)
+    plan = _or_none(lambda: experiment.plan, experiment.ptq / "plan.json")
+    report = _or_none(lambda: experiment.report, experiment.ptq / "report.json")
+    if plan is None and report is None:
+        source = _of_checkpoints(name, path, experiment.checkpoints)
+    else:
+        source = Source(name, "experiment", path, report=report)
+        _add_plan(source, plan)
+        _add_report(source)
+    source.kind, source.experiment = "experiment", experiment
+    source.about["folder"] = str(experiment.ptq)
+    return source
+
+
+def _or_none(read, path: Path):
+    """Return what is read, or None where there is no such file."""
+    return read() if path.is_file() else None
+
+
+def _published(name: str, path: Path) -> Source:
+    files = sorted(filter(is_quantized, path.glob("*.ckpt")))
+    source = _of_checkpoints(name, path, {file.stem: file for file in files})
+    source.kind = "published"
+    report = path / "report.json"
+    source.report = _or_none(lambda: read_report(report), report)
+    return source
+
+
+def _add_plan(source: Source, plan: Optional[QuantizationPlan]) -> None:
+    if plan is not None:
+        source.layers, source.method = plan.layers, plan.method
+        source.settings = plan.settings
+
+
+def _add_report(source: Source) -> None:
+    """Take sizes from a report."""
+    if source.report is None:
+        return
+    source.files = source.report["files"]
+    for row in source.report["coverage"].get("parameters", []):
+        if row["status"] == "quantized":
+            layer = row["name"].rpartition(".")[0]
+            size = source.sizes.get(layer, 0) + row["quantized_num_bytes"]
+            source.sizes[layer] = size
+
+
+# -- files -------------------------------------------------------------------
+
+
+def _json(name: str, path: Path) -> Source:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as err:
+        raise SourceError(f"Cannot read {path} as JSON: {err}.") from err
+    keys = set(data) if isinstance(data, dict) else set()
+    if {"tests", "coverage"} <= keys:
+        source = Source(name, "report", path, report=read_report(path))
+        _add_report(source)
+        source.method = source.report["label"].rpartition(" ")[2]
+        return source
+    if "layers" not in keys:
+        raise SourceError(
+            f"{path} is neither a plan (no 'layers') nor a report (no 'tests' "
+            "and 'coverage')."
+        )
+    source = Source(name, "plan", path)
+    _add_plan(source, QuantizationPlan.from_dict(data, str(path)))
+    return source
+
+
+def _file(name: str, path: Path) -> Source:
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start.startswith(_PICKLE):
+        return _float(name, path, "checkpoint")
+    header = _raw_header(path)
+    form = header.get("__metadata__", {}).get("format", "")
+    if form == "speechbrain_stablequant.domain":
+        return _domain(name, path)
+    source = _of_checkpoints(name, path, {"": path})
+    if "domain" in source.about.get("extra", {}):
+        source.kind = "domain"
+        _describe_domain(source)
+    return source
+
+
+def _float(name: str, path: Path, what: str) -> Source:
+    """Recognise a checkpoint of the toolkit; nothing in it is executed."""
+    files = sorted(path.glob("*.ckpt")) if path.is_dir() else [path]
+    rows = [{"name": f.stem, "num_bytes": f.stat().st_size} for f in files]
+    about = {"what": f"a float {what} of SpeechBrain, not quantized"}
+    return Source(name, "float checkpoint", path, files=rows, about=about)
+
+
+def _domain(name: str, path: Path) -> Source:
+    source = Source(name, "domain", path)
+    source.files = [{"name": path.stem, "num_bytes": path.stat().st_size}]
+    _describe_domain(source)
+    return source
+
+
+def _describe_domain(source: Source) -> None:
+    from speechbrain_stablequant.adapters.files import read_domain
+
+    header = read_domain(source.path)
+    source.about.pop("extra", None)
+    source.about.update(
+        domain=header.name,
+        trunk=header.trunk,
+        config=header.config.to_dict(),
+        quantized=header.quantized,
+    )
+
+
+def _of_checkpoints(name: str, path: Path, files: dict[str, Path]) -> Source:
+    """Return what quantized files say: plans, sizes and extra data."""
+    from speechbrain_stablequant.checkpoint import read_header
+
+    source = Source(name, "checkpoint", path, layers={})
+    for stem, file in files.items():
+        header = read_header(file)
+        prefix = f"{stem}." if stem else ""
+        plan, sizes = header["plan"], _tensor_sizes(file)
+        for layer, how in plan.layers.items():
+            source.layers[prefix + layer] = how
+            source.sizes[prefix + layer] = sum(
+                size
+                for tensor, size in sizes.items()
+                if tensor.startswith(f"{layer}." if layer else "")
+                and tensor.endswith(("_packed", "_scale", "_zero_point"))
+            )
+        source.method, source.settings = plan.method, plan.settings
+        source.files.append(
+            {"name": stem or file.stem, "num_bytes": file.stat().st_size}
+        )
+        if header["extra"]:
+            source.about["extra"] = header["extra"]
+    return source
+
+
+def _raw_header(path: Path) -> dict:
+    """Return the JSON header of a safetensors file."""
+    if not is_safetensors(path):
+        raise SourceError(
+            f"{path} is no quantized checkpoint, domain, plan or report, and "
+            "no float checkpoint of SpeechBrain."
+        )
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise SourceError(f"{path} is damaged: it is cut off.")
+        try:
+            return json.loads(file.read(length))
+        except (ValueError, RecursionError) as err:
+            raise SourceError(f"{path} is damaged: {err}.") from err
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file looks like safetensors, by its first bytes."""
+    with open(path, "rb") as file:
+        return file.read(10)[8:] == b'{"'
+
+
+def _tensor_sizes(path: Path) -> dict[str, int]:
+    """Return the bytes of each tensor in a file that was checked."""
+    header = _raw_header(path)
+    header.pop("__metadata__", None)
+    spans = {name: about["data_offsets"] for name, about in header.items()}
+    return {name: end - begin for name, (begin, end) in spans.items()}
+
+
+def layers_of(source: Source) -> Mapping[str, LayerPlan]:
+    """Return the layers of a source, or say that it has none.
+
+    Raises
+    ------
+    PlanError
+        If nothing is known of its layers.
+    """
+    if source.layers is None:
+        raise PlanError(f"{source.name} ({source.kind}) has no plan.")
+    return source.layers
