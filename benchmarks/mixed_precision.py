@@ -32,11 +32,7 @@ from speechbrain_stablequant.presets import preset_knobs
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.report.front import (
-    bits_by_type,
-    find_plots,
-    sort_bits,
-)
+from speechbrain_stablequant.report.front import bits_by_type, sort_bits
 from speechbrain_stablequant.report.points import (
     Front,
     FrontPoint,
@@ -369,9 +365,8 @@ def draw(rows: list[dict], folder: Path, max_drop: float) -> list[Path]:
 
     The metric is the one that the searches looked at, else the first.
     """
-    plots = find_plots()
-    if plots is None:
-        return []
+    from speechbrain_stablequant.report import plots
+
     done = [row for row in rows if "failed" not in row]
     searched = {row["search"].get("metric") for row in done}
     paths = []

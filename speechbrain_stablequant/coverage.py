@@ -12,7 +12,7 @@ from speechbrain_stablequant.layers import (
     quantized_class,
     unsupported_reason,
 )
-from speechbrain_stablequant.packing import packed_num_bytes
+from speechbrain_stablequant.packing import packed_num_bytes, scale_num_bytes
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.settings import Settings
 
@@ -43,6 +43,8 @@ class ParameterCoverage:
         Whether it counts for coverage: two or more dimensions, not a norm.
     by_request : bool
         Whether the user asked to keep it; then it does not count either.
+    scale_num_bytes : int
+        Of ``quantized_num_bytes``, the part of the scales and zero points.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ParameterCoverage:
     quantized_num_bytes: int
     is_weight: bool
     by_request: bool = False
+    scale_num_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,12 +168,12 @@ def _row(root, name, short, parameter, plan, settings, notes):
     num_bytes = parameter.numel() * parameter.element_size()
     cls = quantized_class(module)
     ours = cls is not None and short in cls.quantizable_weights(module)
-    after, by_request = num_bytes, False
+    after, scales, by_request = num_bytes, 0, False
     if ours and name in plan.layers:
         status, layer = QUANTIZED, plan.layers[name]
-        after = packed_num_bytes(
-            cls.to_rows(module, short, parameter).shape, layer.weight
-        )
+        shape = cls.to_rows(module, short, parameter).shape
+        after = packed_num_bytes(shape, layer.weight)
+        scales = scale_num_bytes(shape, layer.weight)
         detail = _describe(layer, (notes or {}).get(name))
     elif ours:
         status, detail, by_request = _why_left_out(name, root, settings, plan)
@@ -194,6 +197,7 @@ def _row(root, name, short, parameter, plan, settings, notes):
         quantized_num_bytes=after,
         is_weight=_is_weight(module, parameter),
         by_request=by_request,
+        scale_num_bytes=scales,
     )
 
 

@@ -18,7 +18,13 @@ import torch
 
 from speechbrain_stablequant.plan import QuantizationScheme
 
-__all__ = ["pack", "packed_num_bytes", "packed_words", "unpack"]
+__all__ = [
+    "pack",
+    "packed_num_bytes",
+    "packed_words",
+    "scale_num_bytes",
+    "unpack",
+]
 
 
 _TRITS = 5  # ternary digits in a byte
@@ -78,13 +84,38 @@ def packed_num_bytes(shape, scheme: QuantizationScheme) -> int:
     channels, count = shape
     if scheme.is_float:
         return channels * count * 2
+    packed = channels * packed_words(count, scheme) * 4
+    return packed + scale_num_bytes(shape, scheme)
+
+
+def scale_num_bytes(shape, scheme: QuantizationScheme) -> int:
+    """Return the size of the scales (and zero points) of a weight.
+
+    Arguments
+    ---------
+    shape : tuple of int
+        Channels and values in a channel.
+    scheme : QuantizationScheme
+        Scheme of the weight.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Example
+    -------
+    >>> scale_num_bytes((10, 64), QuantizationScheme(bits=4))
+    40
+    """
+    if scheme.is_float:
+        return 0
+    channels, count = shape
     groups = 1
     if scheme.granularity == "per_group":
         groups = -(-count // min(scheme.group_size, count))
     scales = 1 if scheme.granularity == "per_tensor" else channels * groups
-    per_scale = 4 if scheme.symmetric else 5
-    packed = channels * packed_words(count, scheme) * 4
-    return packed + scales * per_scale
+    return scales * (4 if scheme.symmetric else 5)
 
 
 def _lowest(scheme: QuantizationScheme) -> int:

@@ -64,6 +64,44 @@ class ActivationHistogram:
         counts[0] += self._zeros
         return counts
 
+    def coarse(self, most_bins: int = 120) -> dict:
+        """Return the histogram with few bins, as plain data for a picture.
+
+        Arguments
+        ---------
+        most_bins : int
+            Limit of the number of bins; they span the values seen.
+
+        Returns
+        -------
+        dict
+            ``low``, the lower end of the first bin; ``bin_width``, both in
+            units of the activation; ``counts``.
+
+        Example
+        -------
+        >>> histogram = ActivationHistogram()
+        >>> histogram.observe(torch.tensor([-1.0, 0.25, 0.3, 3.0]))
+        >>> histogram.coarse(4)
+        {'low': -1.000244140625, 'bin_width': 1.000244140625, 'counts': [1, 2, 0, 1]}
+        """
+        if not self.count:
+            return {"low": 0.0, "bin_width": 1.0, "counts": []}
+        width = self.width
+        signed = torch.cat([self.counts[1].flip(0), self.counts[0]])
+        signed[NUM_BINS] += self._zeros
+        seen = signed.nonzero()
+        first, last = int(seen[0]), int(seen[-1])
+        factor = -(-(last + 1 - first) // most_bins)
+        part = signed[first : last + 1]
+        rest = -len(part) % factor
+        part = torch.nn.functional.pad(part, (0, rest)).view(-1, factor)
+        return {
+            "low": (first - NUM_BINS) * width,
+            "bin_width": factor * width,
+            "counts": part.sum(1).tolist(),
+        }
+
     def observe(self, x: torch.Tensor) -> None:
         """Add the values of a tensor.
 

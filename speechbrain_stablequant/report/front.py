@@ -2,16 +2,19 @@
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from speechbrain.utils.logger import get_logger
-
 from speechbrain_stablequant.pipeline import Planned
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
-from speechbrain_stablequant.report.points import Front, is_number
+from speechbrain_stablequant.plan import QuantizationPlan
+from speechbrain_stablequant.report.data import (
+    FLOAT,
+    bits_of,
+    layer_rows,
+    width,
+)
+from speechbrain_stablequant.report.points import is_number
 from speechbrain_stablequant.report.tables import (
     align,
     cost_line,
@@ -24,15 +27,11 @@ from speechbrain_stablequant.widths import parse_bits
 __all__ = [
     "bits_by_type",
     "chosen_bits",
-    "find_plots",
     "front_lines",
     "layer_type",
     "save_front",
 ]
 
-logger = get_logger(__name__)
-
-FLOAT = "W32"
 _MOST_SENSITIVE = 5  # layers named in the table; all are in sensitivity.csv
 
 _FRONT_FIELDS = (
@@ -75,28 +74,12 @@ def bits_by_type(planned: Planned) -> dict[str, dict[str, tuple[int, int]]]:
         By `layer_type` and width (``W4A8``, ``W32`` for float): number of
         layers, bytes of their weights in a checkpoint.
     """
-    layers = planned.plan.layers
-    seen: dict[tuple[str, str], set[str]] = {}
-    sizes: Counter = Counter()
-    types: dict[str, list[str]] = {}
-    for row in planned.coverage.rows:
-        if not row.is_weight:
-            continue
-        name = row.name.rpartition(".")[0]
-        plan = layers.get(name) if row.status == "quantized" else None
-        bits = FLOAT if plan is None else _bits_of(plan)
-        key = layer_type(name), bits
-        if bits not in types.setdefault(key[0], []):
-            types[key[0]].append(bits)
-        seen.setdefault(key, set()).add(name)
-        sizes[key] += row.quantized_num_bytes
-    return {
-        kind: {
-            bits: (len(seen[kind, bits]), sizes[kind, bits])
-            for bits in sorted(found, key=_width)
-        }
-        for kind, found in types.items()
-    }
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for row in layer_rows(planned):
+        counts = found.setdefault(layer_type(row["layer"]), {})
+        count, size = counts.get(row["bits"], (0, 0))
+        counts[row["bits"]] = count + 1, size + row["num_bytes"]
+    return {kind: sort_bits(counts) for kind, counts in found.items()}
 
 
 def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
@@ -120,23 +103,13 @@ def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
     found = {}
     for name, candidates in options.items():
         layer = plan.layers.get(name)
-        bits = FLOAT if layer is None else _bits_of(layer)
+        bits = FLOAT if layer is None else bits_of(layer)
         weights = parse_bits(bits)[0]
         # Layers without an input, such as embeddings, have no second width.
         same = [c for c in candidates if parse_bits(c)[0] == weights]
         exact = [c for c in same if parse_bits(c) == parse_bits(bits)]
         found[name] = (exact or same or [bits])[0]
     return found
-
-
-def _bits_of(plan: LayerPlan) -> str:
-    inputs = {p.scheme.bits for p in plan.inputs.values()}
-    return f"W{plan.weight.bits}" + (f"A{max(inputs)}" if inputs else "")
-
-
-def _width(bits: str) -> tuple[int, int]:
-    """Order widths from narrow to wide, float last."""
-    return parse_bits(bits)
 
 
 # -- text --------------------------------------------------------------------
@@ -195,7 +168,7 @@ def bits_lines(counts: Mapping[str, Mapping[str, tuple]]) -> list[str]:
       Linear       3 (0.250)
     """
     widths = {bits for row in counts.values() for bits in row}
-    ordered = sorted(widths, key=_width)
+    ordered = sorted(widths, key=width)
     rows = [("layers and MB", *ordered, "")]
     for kind, row in counts.items():
         cells = [
@@ -223,7 +196,7 @@ def _sensitive_lines(search: dict, chosen: Mapping[str, str]) -> list[str]:
     if not most:
         return []
     widths = {bits for name in most for bits in by_layer[name]}
-    ordered = sorted(widths, key=_width)
+    ordered = sorted(widths, key=width)
     rows = [("most sensitive layers, distance", *ordered, "plan")]
     for name in most:
         found = by_layer[name]
@@ -272,7 +245,7 @@ def sort_bits(counts: Mapping[str, Any]) -> dict[str, Any]:
     >>> sort_bits({"W16": 1, "W4A8": 2, "W32": 3})
     {'W4A8': 2, 'W16': 1, 'W32': 3}
     """
-    return dict(sorted(counts.items(), key=lambda item: _width(item[0])))
+    return dict(sorted(counts.items(), key=lambda item: width(item[0])))
 
 
 def _distance(value: Optional[float]) -> str:
@@ -287,7 +260,7 @@ def _finite_or_zero(value) -> float:
 
 
 def save_front(folder: Path, planned: Planned) -> list[Path]:
-    """Write the front and the sensitivity of layers, as CSV and pictures.
+    """Write the front and the sensitivity of layers as CSV.
 
     Arguments
     ---------
@@ -299,12 +272,11 @@ def save_front(folder: Path, planned: Planned) -> list[Path]:
     Returns
     -------
     list of Path
-        ``front.csv``, ``sensitivity.csv`` and, with matplotlib, both as
-        ``.png`` and ``.svg``.
+        ``front.csv`` and ``sensitivity.csv``.
     """
     search = planned.search
     chosen = chosen_bits(planned.plan, search)
-    paths = [
+    return [
         _write_csv(folder / "front.csv", *_front_table(search)),
         _write_csv(
             folder / "sensitivity.csv",
@@ -315,32 +287,12 @@ def save_front(folder: Path, planned: Planned) -> list[Path]:
             ),
         ),
     ]
-    plots = find_plots()
-    if plots is not None:
-        front = Front.from_search(search)
-        paths += plots.plot_front(front, folder / "front")
-        paths += plots.plot_sensitivity(search, chosen, folder / "sensitivity")
-    return paths
-
-
-def find_plots():
-    """Return the module that draws, or None and a hint without matplotlib."""
-    try:
-        from speechbrain_stablequant.report import plots
-    except ImportError as err:
-        logger.warning(
-            "No pictures, only CSV (%s). For pictures: pip install "
-            "speechbrain_stablequant[plot]",
-            err,
-        )
-        return None
-    return plots
 
 
 def _front_table(search: dict) -> tuple[tuple, list[dict]]:
     """Return columns and rows; each width has a column of layer counts."""
     widths = {bits for plan in search["front"] for bits in plan["bits"]}
-    ordered = sorted(widths, key=_width)
+    ordered = sorted(widths, key=width)
     rows = [
         {**plan, **{b: plan["bits"].get(b, 0) for b in ordered}}
         for plan in search["front"]

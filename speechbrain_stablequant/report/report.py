@@ -1,7 +1,6 @@
 """Collect results of test passes and write them down."""
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -11,22 +10,34 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.meter import PassMeasure
 from speechbrain_stablequant.pipeline import Planned
-from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.report.front import front_lines, save_front
-from speechbrain_stablequant.report.tables import (
-    align,
-    cost_line,
-    decimals,
-    interval,
-    megabytes,
-    number,
+from speechbrain_stablequant.report.data import (
+    finite,
+    histogram_rows,
+    item_rows,
+    layer_rows,
 )
+from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.front import (
+    chosen_bits,
+    front_lines,
+    save_front,
+)
+from speechbrain_stablequant.report.rows import (
+    search_lines,
+    size_row,
+    speed_rows,
+    test_rows,
+    weights_line,
+)
+from speechbrain_stablequant.report.tables import align
 from speechbrain_stablequant.runtime import RuntimeReport
 from speechbrain_stablequant.scoring import Item, Metric
 
 __all__ = ["Report", "TestResult"]
 
 logger = get_logger(__name__)
+
+HISTOGRAMS, ITEMS = "histograms.json", "items.json"
 
 Metrics = dict[str, tuple[Metric, list[Item]]]
 
@@ -136,6 +147,7 @@ class Report:
         self.label, self.planned = label, planned
         self.files: Optional[list[dict]] = None
         self.tests: list[dict] = []
+        self.items: dict[str, dict] = {}
         self.runtime: Optional[RuntimeReport] = None
         self.weights: Optional[dict] = None
 
@@ -146,21 +158,29 @@ class Report:
     def add(self, result: TestResult, seed: int) -> None:
         """Add the result of a test set."""
         self.tests.append(result.to_dict(seed))
+        self.items[result.name] = item_rows(
+            result.float_metrics, result.metrics
+        )
         self.runtime = result.runtime
 
     def to_dict(self) -> dict:
         """Return all of the report as plain data."""
         planned = self.planned
+        plan, search = planned.plan, planned.search
         return {
             "label": self.label,
+            "plan": {"method": plan.method, "settings": dict(plan.settings)},
             "tests": self.tests,
             "files": self.files or [],
             "coverage": {
                 "fraction": planned.coverage.fraction,
                 "parameters": planned.coverage.to_list(),
             },
-            "search": planned.search,
+            "layers": layer_rows(planned),
+            "search": search,
+            "chosen_bits": chosen_bits(plan, search) if self._has_front else {},
             "clipping": self._clipping(),
+            "histograms": HISTOGRAMS if planned.statistics else None,
             "unreached_layers": planned.unreached,
             "weights": self.weights,
             "runtime": _plain(self.runtime),
@@ -188,13 +208,18 @@ class Report:
     def save(self, folder: Path) -> Path:
         """Write ``report.json`` and return its path.
 
-        Beside it, after a mixed-precision search: see `save_front`.
+        Beside it: ``histograms.json`` after a calibration, ``items.json``
+        after a test, and tables after a mixed-precision search, see
+        `save_front`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
-        plain = _finite(self.to_dict())
-        text = json.dumps(plain, indent=1, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        _write(path, self.to_dict(), indent=1)
+        if self.planned.statistics:
+            rows = histogram_rows(self.planned)
+            _write(folder / HISTOGRAMS, rows, separators=(",", ":"))
+        if self.items:
+            _write(folder / ITEMS, self.items, separators=(",", ":"))
         if self._has_front:
             save_front(folder, self.planned)
         return path
@@ -206,9 +231,9 @@ class Report:
         lines = [f"PTQ {self.label}"]
         lines += align(
             [("", "float", "quantized", "change [95 % interval]")]
-            + [row for test in self.tests for row in _test_rows(test)]
-            + [row for test in self.tests for row in _speed_rows(test)]
-            + [_size_row(file) for file in self.files or []]
+            + [row for test in self.tests for row in test_rows(test)]
+            + [row for test in self.tests for row in speed_rows(test)]
+            + [size_row(file) for file in self.files or []]
         )
         lines += self._remarks()
         return "\n".join(lines)
@@ -224,7 +249,7 @@ class Report:
 
     def _remarks(self) -> list[str]:
         planned = self.planned
-        lines = [] if self.weights is None else [_weights_line(self.weights)]
+        lines = [] if self.weights is None else [weights_line(self.weights)]
         lines += [
             f"weights quantized: {planned.coverage.fraction:.1%} of bytes"
         ]
@@ -237,7 +262,7 @@ class Report:
                 f"  inputs left float in {len(planned.unreached)} layers that "
                 "validation never reaches"
             )
-        lines += _search_lines(planned.search)
+        lines += search_lines(planned.search)
         if self._has_front:
             lines += front_lines(planned)
         if self.runtime is not None:
@@ -245,81 +270,7 @@ class Report:
         return lines
 
 
-def _finite(value):
-    """Replace nan and infinity, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _test_rows(test: dict):
-    for name, row in test["metrics"].items():
-        values = [row["float"], row["quantized"]]
-        digits = decimals(*values)
-        before, after = (number(value, digits) for value in values)
-        yield f"{test['name']} {name}", before, after, interval(row, digits)
-
-
-def _speed_rows(test: dict):
-    """Return real-time factor and memory, where a runtime was measured."""
-    before, after = test["float_speed"], test["quantized_speed"]
-    if after is None:
-        return
-    name = test["name"]
-    for key, label in (
-        ("real_time_factor", "real-time factor"),
-        ("seconds", "seconds in the model"),
-    ):
-        old, new = (before or {}).get(key), after[key]
-        if new is not None:
-            ratio = f"{old / new:.2f} times faster" if old else ""
-            yield f"{name} {label}", number(old, 4), number(new, 4), ratio
-            break
-    if after["peak_num_bytes"] is not None:
-        old = (before or {}).get("peak_num_bytes")
-        yield (
-            f"{name} peak memory",
-            "-" if old is None else megabytes(old),
-            megabytes(after["peak_num_bytes"]),
-            "process, float model included",
-        )
-
-
-def _size_row(file: dict):
-    ratio = file["num_bytes"] / file["float_num_bytes"]
-    return (
-        f"{file['name']}.ckpt",
-        megabytes(file["float_num_bytes"]),
-        megabytes(file["num_bytes"]),
-        f"{ratio:.1%} of the bytes",
-    )
-
-
-def _weights_line(weights: dict) -> str:
-    """Say which weights were quantized, where the recipe does not choose."""
-    if weights["checkpoint"] is None:
-        return "quantized: the weights that fit left"
-    line = f"quantized: {weights['checkpoint']}"
-    if weights["key"] is not None:
-        line += f", {weights['choice']} {weights['key']} ({weights['value']:g})"
-    return line
-
-
-def _search_lines(search: dict) -> list[str]:
-    """Say which units were flagged, what was cut and what it cost."""
-    if "flagged" not in search:
-        return []
-    if not search["flagged"]:
-        lines = ["flagged units: none"]
-    else:
-        lines = ["flagged units:"]
-    for unit in search["flagged"]:
-        rise = search["sensitivity"][unit]["change"]
-        cut = search["percentiles"][unit]["chosen"]
-        lines.append(f"  {unit}: {rise:+.2f} with max, cut at {cut:g} %")
-    lines.append(cost_line(search["cost"]))
-    return lines
+def _write(path: Path, value, **layout) -> None:
+    """Write strict JSON."""
+    text = json.dumps(finite(value), allow_nan=False, **layout)
+    path.write_text(text + "\n", encoding="utf-8")

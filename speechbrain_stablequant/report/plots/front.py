@@ -17,7 +17,7 @@ from speechbrain_stablequant.report.plots.style import (
 from speechbrain_stablequant.report.points import Front, FrontPoint, is_number
 from speechbrain_stablequant.report.tables import decimals, interval, number
 
-__all__ = ["plot_front"]
+__all__ = ["front_figure", "plot_front"]
 
 _MARKERS = "os^DvPX<>*hp"
 _PALETTE = ("blue", "yellow", "red", "purple", "sky", "ink")
@@ -28,7 +28,7 @@ _SAME_SIZE = 1.03  # points whose sizes differ by less are set side by side
 
 
 def plot_front(front: Front, stem: Path) -> list[Path]:
-    """Draw the front.
+    """Draw `front_figure` into a PNG and an SVG.
 
     Arguments
     ---------
@@ -40,24 +40,40 @@ def plot_front(front: Front, stem: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        A PNG and an SVG.
+        Both files.
     """
-    with styled():
-        wide = 9.4 if front.extra else 7.2
-        # The legend names each extra point in two lines.
-        high = max(4.4, 1.2 + 0.36 * len(front.extra))
-        figure = Figure(figsize=(wide, high), layout="constrained")
-        axes = figure.add_subplot()
-        bottom, top = _limits(front)
-        _draw_axes(axes, front, bottom, top)
-        _draw_references(axes, front)
-        _draw_points(axes, front, top)
-        _draw_extra(axes, front, top)
-        place = {"loc": "upper right"}
-        if front.extra:
-            place = {"loc": "upper left", "bbox_to_anchor": (1.12, 1.02)}
-        axes.legend(labelspacing=0.7, **place)
-        return save_figure(figure, stem)
+    return save_figure(front_figure(front), stem)
+
+
+@styled()
+def front_figure(front: Front) -> Figure:
+    """Draw the metric of plans against their size.
+
+    Arguments
+    ---------
+    front : Front
+        What to draw.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
+    """
+    wide = 9.4 if front.extra else 7.2
+    # The legend names each extra point in two lines.
+    high = max(4.4, 1.2 + 0.36 * len(front.extra))
+    figure = Figure(figsize=(wide, high), layout="constrained")
+    axes = figure.add_subplot()
+    bottom, top = _limits(front)
+    _draw_axes(axes, front, bottom, top)
+    _draw_references(axes, front)
+    _draw_points(axes, front, top)
+    _draw_extra(axes, front, top)
+    place = {"loc": "upper right"}
+    if front.extra:
+        place = {"loc": "upper left", "bbox_to_anchor": (1.12, 1.02)}
+    axes.legend(labelspacing=0.7, **place)
+    return figure
 
 
 # -- the frame ---------------------------------------------------------------
@@ -289,7 +305,7 @@ def _scatter(axes, points, top, color, marker, size, gid, label, bars=True):
             s=size,
             color=color,
             marker=marker,
-            edgecolor="white",
+            edgecolor=COLORS["paper"],
             linewidth=0.6,
             zorder=4 if marker == "*" else 3,
             label=label,

@@ -1,7 +1,7 @@
 """Sensitivity of layers: which one bears which width."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
 
@@ -13,12 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
+    bare,
+    label_names,
     save_figure,
     styled,
 )
 from speechbrain_stablequant.widths import parse_bits
 
-__all__ = ["plot_sensitivity"]
+__all__ = ["plot_sensitivity", "sensitivity_figure"]
 
 _MOST_LAYERS = 90  # rows that a page bears
 
@@ -26,11 +28,7 @@ _MOST_LAYERS = 90  # rows that a page bears
 def plot_sensitivity(
     search: dict, chosen: Mapping[str, str], stem: Path
 ) -> list[Path]:
-    """Draw what each width of each layer does to the output, alone.
-
-    A map of layers and widths. A cell that the plan has is framed; a number
-    in it is a change of the metric that is not by chance. Beside it the size
-    of each layer, before and after.
+    """Draw `sensitivity_figure` into a PNG and an SVG.
 
     Arguments
     ---------
@@ -44,7 +42,30 @@ def plot_sensitivity(
     Returns
     -------
     list of Path
-        A PNG and an SVG.
+        Both files.
+    """
+    return save_figure(sensitivity_figure(search, chosen), stem)
+
+
+@styled()
+def sensitivity_figure(search: dict, chosen: Mapping[str, str]) -> Figure:
+    """Draw what each width of each layer does to the output, alone.
+
+    A map of layers and widths. A cell that the plan has is framed; a number
+    in it is a change of the metric that is not by chance. Beside it the size
+    of each layer, before and after.
+
+    Arguments
+    ---------
+    search : dict
+        The report of the search.
+    chosen : dict
+        Width of each layer in the plan.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
     """
     cells: dict[str, dict[str, dict]] = {}
     for row in search["sensitivity"]:
@@ -53,25 +74,22 @@ def plot_sensitivity(
     widths = {bits for name in names for bits in cells[name]}
     widths |= {chosen[name] for name in names}
     ordered = sorted(widths, key=parse_bits)
-    with styled():
-        height = 1.5 + 0.19 * max(len(names), 4)
-        figure = Figure(figsize=(8.4, height), layout="constrained")
-        ratios = [max(len(ordered), 1) * 0.62, 2.2]
-        heat, bars = figure.subplots(
-            1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
-        )
-        title = f"Layers quantized alone; {len(names)} "
-        if len(names) < len(cells):
-            title += f"most sensitive of {len(cells)}"
-        else:
-            title += "layers"
-        heat.set_title(title)
-        mesh = _draw_cells(heat, cells, names, ordered)
-        _draw_changes(heat, mesh, cells, names, ordered)
-        _draw_scale(figure, heat, mesh, search["metric"])
-        _draw_chosen(heat, chosen, names, ordered)
-        _draw_sizes(bars, cells, chosen, names)
-        return save_figure(figure, stem)
+    height = 1.5 + 0.19 * max(len(names), 4)
+    figure = Figure(figsize=(8.4, height), layout="constrained")
+    ratios = [max(len(ordered), 1) * 0.62, 2.2]
+    heat, bars = figure.subplots(
+        1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
+    )
+    shown = "layers"
+    if len(names) < len(cells):
+        shown = f"most sensitive of {len(cells)}"
+    heat.set_title(f"Layers quantized alone; {len(names)} {shown}")
+    mesh = _draw_cells(heat, cells, names, ordered)
+    _draw_changes(heat, mesh, cells, names, ordered)
+    _draw_scale(figure, heat, mesh, search["metric"])
+    _draw_chosen(heat, chosen, names, ordered)
+    _draw_sizes(bars, cells, chosen, names)
+    return figure
 
 
 def _most_sensitive(cells) -> list[str]:
@@ -106,36 +124,17 @@ def _draw_cells(axes, cells, names, widths):
         masked,
         cmap="YlOrRd",
         norm=LogNorm(max(low, high * 1e-7), max(high, low * 1.01)),
-        edgecolors="white",
+        edgecolors=COLORS["paper"],
         linewidth=0.8,
         gid="distances",
     )
     axes.set_xlim(0, max(len(widths), 1))
     axes.set_ylim(len(names), 0)
     axes.set_xticks(np.arange(len(widths)) + 0.5, widths)
-    axes.set_yticks(np.arange(len(names)) + 0.5, _short(names), fontsize=7)
+    axes.set_yticks(np.arange(len(names)) + 0.5, label_names(names), fontsize=7)
     axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
     return mesh
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Leave out the parts of names that all layers begin with.
-
-    Example
-    -------
-    >>> _short(["model.a.conv", "model.b.conv"])
-    ['a.conv', 'b.conv']
-    """
-    parts = [name.split(".") for name in names]
-    skip = 0
-    while all(len(p) > skip + 1 for p in parts) and (
-        len({p[skip] for p in parts}) == 1
-    ):
-        skip += 1
-    return [".".join(p[skip:]) for p in parts]
 
 
 def _draw_changes(axes, mesh, cells, names, widths) -> None:
@@ -155,7 +154,7 @@ def _draw_changes(axes, mesh, cells, names, widths) -> None:
                     ha="center",
                     va="center",
                     fontsize=6.5,
-                    color="white" if is_dark else COLORS["ink"],
+                    color=COLORS["on_dark" if is_dark else "on_light"],
                     gid="change",
                 )
 

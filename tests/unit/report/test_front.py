@@ -3,13 +3,11 @@
 import csv
 import importlib
 import json
-import logging
 import sys
 
 import pytest
 from torch import nn
 
-from speechbrain_stablequant import report as report_package
 from speechbrain_stablequant.coverage import cover
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.pipeline import Planned
@@ -132,23 +130,6 @@ def test_csv(search, tmp_path):
         ("model.conv2", "W4A8"),
         ("model.embed", "W4A8"),
     ]
-
-
-def test_without_matplotlib_there_is_a_hint(
-    search, tmp_path, monkeypatch, caplog
-):
-    package = "speechbrain_stablequant.report.plots"
-    for name in [n for n in sys.modules if n.startswith(package)]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(report_package, "plots", raising=False)
-    for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with caplog.at_level(logging.WARNING):
-        paths = front.save_front(tmp_path, planned(search))
-    assert [p.name for p in paths] == ["front.csv", "sensitivity.csv"]
-    assert "pip install speechbrain_stablequant[plot]" in caplog.text
-    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in paths}
 
 
 def test_the_report_has_text_and_files(search, tmp_path):

@@ -4,14 +4,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from speechbrain_stablequant.report import plots
 from speechbrain_stablequant.report.front import chosen_bits
 from speechbrain_stablequant.report.points import Front, FrontPoint
 
 from .helpers import planned, search_report, without_metric
-
-pytest.importorskip("matplotlib")
-
-from speechbrain_stablequant.report import plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 

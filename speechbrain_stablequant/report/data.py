@@ -1,0 +1,156 @@
+"""What a report holds as plain data, beside the scores of its tests."""
+
+import math
+from typing import Any
+
+from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.plan import LayerPlan
+from speechbrain_stablequant.scoring import Item, Metric
+from speechbrain_stablequant.widths import parse_bits
+
+__all__ = [
+    "FLOAT",
+    "bits_of",
+    "finite",
+    "histogram_rows",
+    "item_rows",
+    "layer_rows",
+    "width",
+]
+
+FLOAT = "W32"
+
+
+def bits_of(plan: LayerPlan) -> str:
+    """Return the width of a layer as knobs spell it: ``W8A8``, ``W4``."""
+    inputs = {p.scheme.bits for p in plan.inputs.values()}
+    return f"W{plan.weight.bits}" + (f"A{max(inputs)}" if inputs else "")
+
+
+def width(bits: str) -> tuple[int, int]:
+    """Order widths from narrow to wide, float last."""
+    return parse_bits(bits)
+
+
+def layer_rows(planned: Planned) -> list[dict]:
+    """Return one row for each layer with weights, in the order of the model.
+
+    Arguments
+    ---------
+    planned : Planned
+        Any plan with its coverage.
+
+    Returns
+    -------
+    list of dict
+        ``layer``, ``kind`` and ``unit`` (empty for layers in float), ``bits``
+        (``W8A8``, ``W32`` for float), ``float_num_bytes`` and ``num_bytes``
+        of its weights in a checkpoint, of which ``scale_num_bytes`` scales.
+    """
+    rows: dict[str, dict] = {}
+    for row in planned.coverage.rows:
+        if not row.is_weight:
+            continue
+        name = row.name.rpartition(".")[0]
+        plan = planned.plan.layers.get(name)
+        plan = plan if row.status == "quantized" else None
+        bits = FLOAT if plan is None else bits_of(plan)
+        # A layer may have several weights, some of them in float.
+        found = rows.setdefault(
+            f"{name} {bits}",
+            {
+                "layer": name,
+                "kind": "" if plan is None else plan.kind,
+                "unit": "" if plan is None else plan.unit,
+                "bits": bits,
+                "float_num_bytes": 0,
+                "num_bytes": 0,
+                "scale_num_bytes": 0,
+            },
+        )
+        found["float_num_bytes"] += row.num_bytes
+        found["num_bytes"] += row.quantized_num_bytes
+        found["scale_num_bytes"] += row.scale_num_bytes
+    return list(rows.values())
+
+
+def histogram_rows(planned: Planned) -> list[dict]:
+    """Return what calibration saw enter each quantized layer.
+
+    Arguments
+    ---------
+    planned : Planned
+        A plan; a given one has no statistics.
+
+    Returns
+    -------
+    list of dict
+        ``layer``, ``input`` and the fields of `ActivationHistogram.coarse`.
+        The ranges chosen are in the report's ``clipping``.
+    """
+    layers = planned.plan.layers
+    return [
+        {"layer": name, "input": slot, **histogram.coarse()}
+        for name, inputs in planned.statistics.items()
+        for slot, histogram in inputs.items()
+        if name in layers and slot in layers[name].inputs
+    ]
+
+
+def item_rows(
+    before: dict[str, tuple[Metric, list[Item]]],
+    after: dict[str, tuple[Metric, list[Item]]],
+) -> dict[str, dict]:
+    """Return what each utterance adds to each metric, of both passes.
+
+    Items of metrics over pairs of utterances (EER) are embeddings, a kilobyte
+    each; they are left out, with ``pairs`` to say so.
+
+    Arguments
+    ---------
+    before, after : dict
+        Metric and items by metric name, of the float and the quantized pass.
+
+    Returns
+    -------
+    dict
+        By metric: ``factor``, ``unit``, ``kind`` (class of the metric),
+        ``pairs``, and ``float`` and ``quantized``, each a list of key, errors
+        and weight, or None.
+    """
+    found = {}
+    for name, (metric, items) in after.items():
+        float_items = before[name][1] if name in before else None
+        pairs = any(item.vector for item in items)
+        found[name] = {
+            "factor": metric.factor,
+            "unit": metric.unit,
+            "kind": type(metric).__name__,
+            "pairs": pairs,
+            "float": None if pairs else _sums(float_items),
+            "quantized": None if pairs else _sums(items),
+        }
+    return found
+
+
+def _sums(items):
+    if items is None:
+        return None
+    return [[item.key, item.errors, item.weight] for item in sorted(items)]
+
+
+def finite(value: Any) -> Any:
+    """Replace nan and infinity, which JSON does not have, by None.
+
+    Example
+    -------
+    >>> finite({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
