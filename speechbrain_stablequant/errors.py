@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "ExecutionError",
     "RuntimeConversionError",
+    "PublishError",
     "nearest",
 ]
 
@@ -46,6 +47,10 @@ class RuntimeConversionError(StableQuantError, RuntimeError):
 
 class ExecutionError(StableQuantError, RuntimeError):
     """A layer that the plan quantizes would not run on integer kernels."""
+
+
+class PublishError(StableQuantError, RuntimeError):
+    """A folder cannot be made, checked or uploaded for a hub."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

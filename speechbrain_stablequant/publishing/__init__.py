@@ -1,0 +1,1 @@
+"""A folder that a stranger loads in one line, from an experiment."""

@@ -1,0 +1,62 @@
+"""Language models, of one domain or of many."""
+
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
+from speechbrain_stablequant.publishing.interfaces.recognition import (
+    LANGUAGE_MODELS,
+)
+from speechbrain_stablequant.publishing.nodes import class_name, reference
+from speechbrain_stablequant.publishing.recipe import Recipe
+
+__all__ = ["LANGUAGE_MODEL"]
+
+TOKENIZER = "tokenizer"
+
+
+def _is_language_model(recipe: Recipe, name: str) -> bool:
+    node = recipe.modules.get(name)
+    return class_name(node).rpartition(".")[2] in LANGUAGE_MODELS
+
+
+def _fits(recipe: Recipe) -> bool:
+    return len(recipe.modules) == 1 and all(
+        _is_language_model(recipe, name) for name in recipe.modules
+    )
+
+
+def _needs(recipe: Recipe) -> Needs:
+    name = next(
+        (n for n in recipe.modules if _is_language_model(recipe, n)), None
+    )
+    if name is None:
+        raise PublishError(
+            f"LanguageModel needs one of {', '.join(LANGUAGE_MODELS)} among the modules; "
+            f"{recipe.definitions.source} has {', '.join(recipe.modules)}."
+        )
+    if class_name(recipe.definitions.get(TOKENIZER)) == "":
+        raise PublishError(
+            f"{recipe.definitions.source} has no tokenizer that the pretrainer "
+            "loads: without it a language model cannot read text."
+        )
+    nodes = {
+        TOKENIZER: None,
+        # Ends of a sentence; the toolkit's recipes name them so.
+        **{
+            key: recipe.definitions[key]
+            for key in ("bos_index", "eos_index")
+            if key in recipe.definitions
+        },
+    }
+    return Needs(
+        nodes, {"lm": recipe.refer(name)}, {TOKENIZER: reference(TOKENIZER)}
+    )
+
+
+LANGUAGE_MODEL = Interface(
+    name="LanguageModel",
+    module="speechbrain_stablequant.adapters",
+    task="text-generation",
+    title="Language model",
+    fits=_fits,
+    needs=_needs,
+)

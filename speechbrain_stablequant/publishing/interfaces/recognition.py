@@ -1,0 +1,190 @@
+"""Speech recognition: with CTC, or with an attention decoder."""
+
+from typing import Optional
+
+from yaml import Node
+
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing.interfaces.base import (
+    Interface,
+    Needs,
+    is_class,
+    name_node,
+)
+from speechbrain_stablequant.publishing.nodes import (
+    arguments,
+    inline,
+    new,
+    plain,
+    reference,
+)
+from speechbrain_stablequant.publishing.recipe import Recipe
+
+__all__ = ["ENCODER_ASR", "ENCODER_DECODER_ASR"]
+
+SEQUENTIAL = "speechbrain.nnet.containers.LengthsCapableSequential"
+TOKENIZERS = ("CTCTextEncoder", "TextEncoder", "SentencePieceProcessor")
+SEARCHES = ("test_search", "test_searcher", "beam_searcher", "valid_search")
+LANGUAGE_MODELS = ("TransformerLM", "RNNLM", "MultiDomainLM")
+_DECODERS = ("dec", "decoder", "seq_lin", "emb")
+
+
+def _is_ctc(recipe: Recipe) -> bool:
+    other = recipe.module(*_DECODERS, "Transformer")
+    return recipe.module("ctc_lin") is not None and other is None
+
+
+def _front(recipe: Recipe) -> dict[str, Node]:
+    """Return what comes before the linear layers, in order."""
+    encoder = recipe.encoder
+    if encoder is not None:
+        chain = {encoder: recipe.refer(encoder)}
+    else:
+        chain = recipe.features
+    for name in ("CNN", "enc"):
+        if recipe.module(name):
+            chain[name] = recipe.refer(name)
+    return chain
+
+
+def _tokenizer(recipe: Recipe) -> tuple[Node, dict[str, Node]]:
+    """Return the tokenizer, and the loadable that it is."""
+    for name in ("tokenizer", "label_encoder"):
+        node = recipe.object(name) or recipe.definitions.get(name)
+        if is_class(node, *TOKENIZERS):
+            known = recipe.definitions.name_of(node) or name
+            file = next(
+                (n for n in recipe.files if recipe.object(n) is node), name
+            )
+            return reference(known), {file: reference(known)}
+    raise PublishError(
+        f"{recipe.definitions.source} has no tokenizer that is saved with the "
+        "model (CTCTextEncoder or SentencePieceProcessor among the "
+        "recoverables or the pretrainer's loadables). Give an inference YAML "
+        "with --hyperparams."
+    )
+
+
+def _normalizer_frequency(recipe: Recipe) -> dict[str, Node]:
+    """Return what an interface needs at another sampling rate than 16 kHz."""
+    rate = recipe.number("sample_rate", 16000)
+    if rate == 16000:
+        return {}
+    name = "speechbrain.dataio.preprocess.AudioNormalizer"
+    return {"audio_normalizer": new(name, sample_rate=rate)}
+
+
+def _blank(recipe: Recipe) -> int:
+    """Return the index of the blank label."""
+    cost = recipe.definitions.get("ctc_cost")
+    if cost is not None and "blank_index" in arguments(cost):
+        return int(plain(arguments(cost)["blank_index"]))
+    return recipe.number("blank_index", 0)
+
+
+def _ctc_decoding(recipe: Recipe) -> dict[str, Node]:
+    """Return the decoding of the recipe's test: its beam search, or greedy."""
+    beam = recipe.definitions.entries("test_beam_search")
+    if not beam:
+        greedy = "speechbrain.decoders.ctc_greedy_decode"
+        return {"decoding_function": name_node(greedy, blank_id=_blank(recipe))}
+    # An n-gram model is a file of its own, and not what was trained here.
+    kept = {k: v for k, v in beam.items() if k != "kenlm_model_path"}
+    search = name_node("speechbrain.decoders.ctc.CTCBeamSearcher")
+    search.flow_style = True
+    return {"decoding_function": search, "test_beam_search": inline(kept)}
+
+
+def _ctc_needs(recipe: Recipe) -> Needs:
+    recipe.known_only(
+        [recipe.encoder or "", "CNN", "enc", "ctc_lin", "log_softmax"],
+        "EncoderASR",
+    )
+    chain = {**_front(recipe), "ctc_lin": recipe.refer("ctc_lin")}
+    softmax = recipe.definitions.get("log_softmax")
+    if softmax is None:
+        softmax = new("speechbrain.nnet.activations.Softmax", apply_log=True)
+        chain["log_softmax"] = softmax
+    else:
+        chain["log_softmax"] = reference("log_softmax")
+    tokenizer, loadable = _tokenizer(recipe)
+    nodes = {
+        "encoder": new(SEQUENTIAL, **chain),
+        "tokenizer": tokenizer,
+        **_ctc_decoding(recipe),
+        **_normalizer_frequency(recipe),
+    }
+    return Needs(nodes, {"encoder": reference("encoder")}, loadable)
+
+
+def _search(recipe: Recipe) -> Optional[str]:
+    return next((n for n in SEARCHES if n in recipe.definitions), None)
+
+
+def _has_decoder(recipe: Recipe) -> bool:
+    decodes = recipe.module("Transformer", "dec", "decoder")
+    return bool(
+        decodes and recipe.module("seq_lin") and _search(recipe) is not None
+    )
+
+
+def _decoder_needs(recipe: Recipe) -> Needs:
+    if not _has_decoder(recipe):
+        raise PublishError(
+            "EncoderDecoderASR needs the modules seq_lin and Transformer, or "
+            f"dec, and a search ({', '.join(SEARCHES)}); "
+            f"{recipe.definitions.source} lacks some. Give an inference YAML "
+            "with --hyperparams."
+        )
+    recipe.known_only(
+        [
+            *(recipe.encoder or "", "CNN", "enc", "Transformer", "ctc_lin"),
+            *(*_DECODERS, "log_softmax", "lm_model", "env_corrupt"),
+        ],
+        "EncoderDecoderASR",
+    )
+    tokenizer, loadables = _tokenizer(recipe)
+    nodes = {"encoder": new(SEQUENTIAL, **_front(recipe))}
+    nodes["tokenizer"] = tokenizer
+    search = _search(recipe)
+    modules = {"encoder": reference("encoder"), "decoder": reference(search)}
+    if recipe.module("Transformer"):
+        # The interface then gives lengths to the Transformer, for its masks.
+        nodes["transformer_beam_search"] = inline(True)
+        modules["transformer"] = recipe.refer("Transformer")
+    nodes.update(_normalizer_frequency(recipe))
+    loadables.update(_language_model(recipe, search))
+    return Needs(nodes, modules, loadables)
+
+
+def _language_model(recipe: Recipe, search: str) -> dict[str, Node]:
+    """Return the loadable of a language model that the search refers to."""
+    within = recipe.names_within(recipe.definitions[search])
+    found = {}
+    for file, node in recipe.objects.items():
+        name = recipe.definitions.name_of(node)
+        if (
+            name in within
+            and is_class(node, *LANGUAGE_MODELS)
+            and file not in recipe.modules
+        ):
+            found[file] = reference(name)
+    return found
+
+
+ENCODER_ASR = Interface(
+    name="EncoderASR",
+    module="speechbrain.inference.ASR",
+    task="automatic-speech-recognition",
+    title="Speech recognition with CTC",
+    fits=_is_ctc,
+    needs=_ctc_needs,
+)
+ENCODER_DECODER_ASR = Interface(
+    name="EncoderDecoderASR",
+    module="speechbrain.inference.ASR",
+    task="automatic-speech-recognition",
+    title="Speech recognition with an attention decoder",
+    fits=_has_decoder,
+    needs=_decoder_needs,
+)

@@ -1,0 +1,71 @@
+"""The interfaces by name. The first that fits is taken."""
+
+from typing import Optional
+
+from speechbrain_stablequant.errors import PublishError, nearest
+from speechbrain_stablequant.publishing.interfaces.base import Interface
+from speechbrain_stablequant.publishing.interfaces.encoder import (
+    WAVEFORM_ENCODER,
+)
+from speechbrain_stablequant.publishing.interfaces.language_model import (
+    LANGUAGE_MODEL,
+)
+from speechbrain_stablequant.publishing.interfaces.recognition import (
+    ENCODER_ASR,
+    ENCODER_DECODER_ASR,
+)
+from speechbrain_stablequant.publishing.interfaces.speaker import (
+    ENCODER_CLASSIFIER,
+    SPEAKER_RECOGNITION,
+)
+from speechbrain_stablequant.publishing.recipe import Recipe
+
+__all__ = ["INTERFACES", "choose", "interface"]
+
+INTERFACES: dict[str, Interface] = {
+    known.name: known
+    for known in (
+        ENCODER_ASR,
+        ENCODER_DECODER_ASR,
+        SPEAKER_RECOGNITION,
+        ENCODER_CLASSIFIER,
+        LANGUAGE_MODEL,
+        WAVEFORM_ENCODER,
+    )
+}
+
+
+def interface(name: str) -> Interface:
+    """Return an interface by its name.
+
+    Example
+    -------
+    >>> interface("EncoderASR").module
+    'speechbrain.inference.ASR'
+    """
+    if name not in INTERFACES:
+        raise PublishError(
+            f"The interface '{name}' is unknown." + nearest(name, INTERFACES)
+        )
+    return INTERFACES[name]
+
+
+def choose(recipe: Recipe, name: Optional[str] = None) -> Interface:
+    """Return the interface that a user names, or that fits an experiment.
+
+    Raises
+    ------
+    PublishError
+        If none does.
+    """
+    if name is not None:
+        return interface(name)
+    for known in INTERFACES.values():
+        if known.fits(recipe):
+            return known
+    raise PublishError(
+        f"{recipe.definitions.source}: which interface loads a model with the "
+        f"modules {', '.join(recipe.modules)} is not known. Give an inference "
+        f"YAML with --hyperparams and the interface with --interface "
+        f"({', '.join(INTERFACES)})."
+    )

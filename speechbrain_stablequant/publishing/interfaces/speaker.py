@@ -1,0 +1,98 @@
+"""Embeddings of utterances: speaker verification, and classification."""
+
+from yaml import Node
+
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
+from speechbrain_stablequant.publishing.nodes import new, reference
+from speechbrain_stablequant.publishing.recipe import NORMALIZERS, Recipe
+
+__all__ = ["ENCODER_CLASSIFIER", "SPEAKER_RECOGNITION"]
+
+LABELS = "label_encoder"
+
+
+def _embeds(recipe: Recipe) -> bool:
+    return recipe.module("embedding_model") is not None
+
+
+def _verifies(recipe: Recipe) -> bool:
+    """Whether the recipe was tested on trials, not by its classifier."""
+    tests = recipe.experiment.report["tests"]
+    return _embeds(recipe) and any("EER" in t["metrics"] for t in tests)
+
+
+def _front(recipe: Recipe, interface: str) -> dict[str, Node]:
+    """Return the modules that both interfaces need."""
+    if not _embeds(recipe):
+        raise PublishError(
+            f"{interface} needs a module embedding_model; "
+            f"{recipe.definitions.source} has none."
+        )
+    recipe.known_only(["embedding_model", "classifier"], interface)
+    features = recipe.features
+    if "normalize" not in features:
+        raise PublishError(
+            f"{interface} needs a normalization of features "
+            f"({', '.join(NORMALIZERS)}); {recipe.definitions.source} has none."
+        )
+    return {
+        "compute_features": features["compute_features"],
+        "mean_var_norm": features["normalize"],
+        "embedding_model": recipe.refer("embedding_model"),
+    }
+
+
+def _speaker_needs(recipe: Recipe) -> Needs:
+    return Needs({}, _front(recipe, "SpeakerRecognition"))
+
+
+def _classifier_needs(recipe: Recipe) -> Needs:
+    modules = _front(recipe, "EncoderClassifier")
+    if not recipe.module("classifier"):
+        raise PublishError(
+            f"{recipe.definitions.source} has no module classifier. Publish "
+            "the embeddings with --interface SpeakerRecognition."
+        )
+    modules["classifier"] = recipe.refer("classifier")
+    path = _label_file(recipe)
+    recipe.files[LABELS] = path
+    node = recipe.object(LABELS) or recipe.definitions.get(LABELS)
+    nodes = {}
+    if node is None:
+        # The recipes make it in Python.
+        nodes[LABELS] = new("speechbrain.dataio.encoder.CategoricalEncoder")
+    return Needs(nodes, modules, {LABELS: reference(LABELS)})
+
+
+def _label_file(recipe: Recipe):
+    """Return the file with the names of the classes."""
+    if LABELS in recipe.files:
+        return recipe.files[LABELS]
+    folder = recipe.experiment.folder
+    places = [folder / "save" / f"{LABELS}.txt", folder / f"{LABELS}.txt"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise PublishError(
+            f"The names of the classes were not found: {places[0]} is not "
+            "there."
+        )
+    return found
+
+
+SPEAKER_RECOGNITION = Interface(
+    name="SpeakerRecognition",
+    module="speechbrain.inference.speaker",
+    task="audio-classification",
+    title="Speaker verification",
+    fits=_verifies,
+    needs=_speaker_needs,
+)
+ENCODER_CLASSIFIER = Interface(
+    name="EncoderClassifier",
+    module="speechbrain.inference.classifiers",
+    task="audio-classification",
+    title="Classification of utterances",
+    fits=lambda recipe: _embeds(recipe) and bool(recipe.module("classifier")),
+    needs=_classifier_needs,
+)

@@ -1,0 +1,301 @@
+"""The ``hyperparams.yaml`` of an experiment, read as text and not executed.
+
+The toolkit keeps a copy of each experiment's YAML, its references resolved.
+An inference YAML needs a part of it: the modules, without the data, the
+optimizers and the paths. Here that copy is a graph of YAML nodes, from which
+definitions are taken, changed and written again.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+from yaml import MappingNode, Node, ScalarNode, SequenceNode
+
+from speechbrain_stablequant.errors import PublishError, nearest
+
+__all__ = [
+    "Definitions",
+    "Selection",
+    "arguments",
+    "class_name",
+    "inline",
+    "new",
+    "plain",
+    "reference",
+    "refers_to",
+    "to_text",
+]
+
+_TEXT = "tag:yaml.org,2002:str"
+_MAP = "tag:yaml.org,2002:map"
+_SEQUENCE = "tag:yaml.org,2002:seq"
+_INDENT = 3
+
+
+class Definitions:
+    """The top level of an experiment's YAML: a node for each name.
+
+    Arguments
+    ---------
+    text : str
+        The YAML.
+    source : str
+        Names it in errors.
+
+    Raises
+    ------
+    PublishError
+        If it is no YAML with names at its top level.
+
+    Example
+    -------
+    >>> text = "lin: &a !new:torch.nn.Linear [2, 3]\\nmodules: {lin: *a}"
+    >>> found = Definitions(text)
+    >>> found.name_of(found["modules"].value[0][1]), "enc" in found
+    ('lin', False)
+    """
+
+    def __init__(self, text: str, source: str = "the YAML"):
+        self.source = source
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as err:
+            raise PublishError(f"{source} is not valid YAML: {err}.") from err
+        if not isinstance(root, MappingNode):
+            raise PublishError(f"{source} has no names at its top level.")
+        self.nodes = {key.value: value for key, value in root.value}
+        self._names = {
+            id(value): key
+            for key, value in self.nodes.items()
+            if not isinstance(value, ScalarNode)
+            or value.tag.startswith("!")  # an object, if one without arguments
+        }
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> "Definitions":
+        """Read a file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise PublishError(f"Cannot read {path}: {err}.") from err
+        return cls(text, str(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.nodes
+
+    def __getitem__(self, name: str) -> Node:
+        if name not in self.nodes:
+            raise PublishError(
+                f"{self.source} has no '{name}'." + nearest(name, self.nodes)
+            )
+        return self.nodes[name]
+
+    def get(self, name: str) -> Optional[Node]:
+        """Return the node of a name, or None."""
+        return self.nodes.get(name)
+
+    def name_of(self, node: Node) -> Optional[str]:
+        """Return the name of a node at the top level, or None."""
+        return self._names.get(id(node))
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """Return plain data: numbers, texts, lists, dictionaries."""
+        node = self.nodes.get(name)
+        return default if node is None else plain(node)
+
+    def values(self) -> Iterator[tuple[str, Node]]:
+        """Yield names and nodes in the order of the file."""
+        yield from self.nodes.items()
+
+    def entries(self, name: str) -> dict[str, Node]:
+        """Return the nodes of a mapping by name, of none if it is absent."""
+        node = self.nodes.get(name)
+        if not isinstance(node, MappingNode):
+            return {}
+        return {key.value: value for key, value in node.value}
+
+
+# -- nodes -------------------------------------------------------------------
+
+
+def plain(node: Node) -> Any:
+    """Return a node as plain data; what it would make is not made.
+
+    Example
+    -------
+    >>> plain(yaml.compose("{a: [1, 2.5], b: !new:torch.nn.ReLU {}}"))
+    {'a': [1, 2.5], 'b': {}}
+    """
+    if isinstance(node, MappingNode):
+        return {plain(key): plain(value) for key, value in node.value}
+    if isinstance(node, SequenceNode):
+        return [plain(item) for item in node.value]
+    if node.tag.startswith("!"):
+        return node.value
+    return yaml.SafeLoader("").construct_object(
+        ScalarNode(node.tag, node.value), deep=True
+    )
+
+
+def class_name(node: Optional[Node]) -> str:
+    """Return the dotted name of what a node makes; empty if it makes nothing.
+
+    Example
+    -------
+    >>> class_name(yaml.compose("!new:torch.nn.ReLU"))
+    'torch.nn.ReLU'
+    """
+    kind, _, name = (node.tag if node is not None else "").partition(":")
+    return name if kind in ("!new", "!apply", "!name") else ""
+
+
+def arguments(node: Node) -> dict[str, Node]:
+    """Return the keyword arguments of what a node makes."""
+    if not isinstance(node, MappingNode):
+        return {}
+    return {key.value: value for key, value in node.value}
+
+
+def reference(name: str) -> Node:
+    """Return ``!ref <name>``."""
+    return ScalarNode("!ref", f"<{name}>")
+
+
+def refers_to(node: Node, name: str) -> bool:
+    """Whether a node is nothing but a reference to a name."""
+    return node.tag == "!ref" and node.value == f"<{name}>"
+
+
+def inline(value: Any) -> Node:
+    """Return a node for plain data; nodes in it stay as they are.
+
+    Example
+    -------
+    >>> print(to_text("x", inline({"a": 1, "b": [reference("y"), True]})))
+    x:
+       a: 1
+       b:
+       - !ref <y>
+       - true
+    """
+    if isinstance(value, Node):
+        return value
+    if isinstance(value, dict):
+        pairs = [(inline(k), inline(v)) for k, v in value.items()]
+        return MappingNode(_MAP, pairs, flow_style=not pairs)
+    if isinstance(value, (list, tuple)):
+        items = [inline(item) for item in value]
+        # Short lists of numbers, as people write them
+        flow = all(not isinstance(item, (Node, dict, list)) for item in value)
+        return SequenceNode(_SEQUENCE, items, flow_style=flow)
+    return yaml.compose(yaml.safe_dump(value, explicit_end=False))
+
+
+def new(name: str, /, **arguments: Any) -> Node:
+    """Return ``!new:name`` with keyword arguments.
+
+    Example
+    -------
+    >>> print(to_text("lin", new("torch.nn.Linear", in_features=2)))
+    lin: !new:torch.nn.Linear
+       in_features: 2
+    """
+    node = inline(arguments)
+    node.tag = f"!new:{name}"
+    node.flow_style = not arguments
+    return node
+
+
+def to_text(name: str, node: Node) -> str:
+    """Return ``name: node`` as YAML.
+
+    Example
+    -------
+    >>> to_text("n", inline(3))
+    'n: 3'
+    """
+    pair = MappingNode(
+        _MAP, [(ScalarNode(_TEXT, name), node)], flow_style=False
+    )
+    text = yaml.serialize(
+        pair,
+        Dumper=yaml.SafeDumper,
+        indent=_INDENT,
+        width=80,
+        allow_unicode=True,
+    )
+    # As people write it: !ref <x> without quotes, no empty arguments
+    text = re.sub(r"!ref '(<[^'>]+>)'", r"!ref \1", text)
+    text = re.sub(
+        r"(!(?:new|name|apply):\S+) (?:''|\{\})$", r"\1", text, flags=re.M
+    )
+    return text.rstrip("\n")
+
+
+# -- a part of the graph -------------------------------------------------------
+
+
+class Selection:
+    """Definitions that an inference YAML takes over, with what they refer to.
+
+    Arguments
+    ---------
+    definitions : Definitions
+        Where they come from.
+    changes : dict
+        Nodes by name, to stand in place of those of the experiment, or beside
+        them.
+    """
+
+    def __init__(self, definitions: Definitions, changes: dict[str, Node]):
+        self.definitions, self.changes = definitions, changes
+        self.blocks: dict[str, str] = {}
+
+    def add(self, names: Iterable[str]) -> None:
+        """Take over names, and before each what it refers to."""
+        for name in names:
+            self._add(name, ())
+
+    def _add(self, name: str, above: tuple[str, ...]) -> None:
+        if name in self.blocks or name in above:
+            return
+        node = self.changes.get(name)
+        node = self.definitions[name] if node is None else node
+        refers: list[str] = []
+        copy = self._copied(node, name, refers, {})
+        for other in refers:
+            self._add(other, (*above, name))
+        self.blocks[name] = to_text(name, copy)
+
+    def _copied(self, node: Node, owner: str, refers: list, done: dict) -> Node:
+        """Return a copy in which objects of other names are references."""
+        name = self.definitions.name_of(node)
+        if name is not None and name != owner:
+            refers.append(name)
+            return reference(name)
+        if isinstance(node, ScalarNode):
+            self._note_reference(node, refers)
+            return node
+        if id(node) in done:
+            return done[id(node)]
+        children: list = []
+        copy = type(node)(node.tag, children, flow_style=node.flow_style)
+        done[id(node)] = copy
+        for child in node.value:
+            if isinstance(node, MappingNode):
+                key, value = child
+                children.append((key, self._copied(value, owner, refers, done)))
+            else:
+                children.append(self._copied(child, owner, refers, done))
+        return copy
+
+    def _note_reference(self, node: ScalarNode, refers: list) -> None:
+        if node.tag == "!ref" and node.value.startswith("<"):
+            refers.append(node.value.strip("<>"))
+
+    def text(self) -> str:
+        """Return the blocks, those that are referred to first."""
+        return "\n\n".join(self.blocks.values()) + "\n"

@@ -1,0 +1,194 @@
+"""What of an experiment is published: its modules, and the file of each."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Optional
+
+from yaml import Node
+
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.experiment import Experiment
+from speechbrain_stablequant.publishing.nodes import (
+    Definitions,
+    arguments,
+    class_name,
+    plain,
+    reference,
+)
+
+__all__ = ["Recipe"]
+
+# Wrappers of self-supervised encoders, by class; all take waveforms
+ENCODERS = ("Wav2Vec2", "HuBERT", "WavLM")
+NORMALIZERS = ("normalize", "normalizer", "mean_var_norm")
+
+
+class Recipe:
+    """An experiment as publishing sees it: names, nodes and files.
+
+    Arguments
+    ---------
+    experiment : Experiment
+        The output folder of a run.
+
+    Attributes
+    ----------
+    definitions : Definitions
+        The experiment's YAML.
+    modules : dict
+        Nodes of the Brain's modules by name.
+    files : dict
+        Paths by the name of a loadable: quantized, or as the toolkit writes
+        them.
+    quantized : set of str
+        Which of these are quantized.
+    objects : dict
+        The node of each name that a file may have.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.definitions = Definitions.load(experiment.hyperparams)
+        self.modules = self.definitions.entries("modules")
+        if not self.modules:
+            raise PublishError(
+                f"{experiment.hyperparams} has no 'modules': give the "
+                "inference YAML with --hyperparams."
+            )
+        self.files = {
+            Path(name).stem: path
+            for name, path in experiment.other_files.items()
+            if name.endswith(".ckpt")
+        }
+        self.files.update(experiment.checkpoints)
+        self.quantized = set(experiment.checkpoints)
+        self.objects = self._known_objects()
+
+    def _known_objects(self) -> dict[str, Node]:
+        found = dict(self.modules)
+        for kind, field in (
+            ("Pretrainer", "loadables"),
+            ("Checkpointer", "recoverables"),
+        ):
+            for _, node in self.definitions.values():
+                if class_name(node).endswith(f".{kind}"):
+                    given = arguments(node).get(field)
+                    found.update(arguments(given) if given else {})
+        return found
+
+    def object(self, name: str) -> Optional[Node]:
+        """Return the node of a loadable."""
+        return self.objects.get(name)
+
+    def module(self, *names: str) -> Optional[str]:
+        """Return the first of some names that is a module of the Brain."""
+        return next((name for name in names if name in self.modules), None)
+
+    def refer(self, name: str) -> Node:
+        """Return a reference to a module, or its node if it has no name."""
+        node = self.modules.get(name, self.definitions.get(name))
+        if node is None:
+            raise PublishError(
+                f"{self.definitions.source} has neither a module nor a "
+                f"definition '{name}'."
+            )
+        known = self.definitions.name_of(node)
+        return node if known is None else reference(known)
+
+    def names_within(self, node: Node) -> set[str]:
+        """Return the top-level names that a node consists of, its own too."""
+        names, todo, seen = set(), [node], set()
+        while todo:
+            node = todo.pop()
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            names.add(self.definitions.name_of(node))
+            children = node.value if isinstance(node.value, list) else ()
+            for child in children:
+                todo.append(child[1] if isinstance(child, tuple) else child)
+        return names - {None}
+
+    @property
+    def encoder(self) -> Optional[str]:
+        """The module that is a self-supervised encoder, if there is one."""
+        return next(
+            (
+                name
+                for name, node in self.modules.items()
+                if class_name(node).rpartition(".")[2] in ENCODERS
+            ),
+            None,
+        )
+
+    @property
+    def features(self) -> dict[str, Node]:
+        """What makes features of a waveform, and normalizes them."""
+        found = {"compute_features": self.refer("compute_features")}
+        name = self.module(*NORMALIZERS)
+        name = name or next(
+            (n for n in NORMALIZERS if n in self.definitions), None
+        )
+        if name is not None:
+            found["normalize"] = self.refer(name)
+        return found
+
+    def known_only(self, names: Iterable[str], interface: str) -> None:
+        """Refuse modules of which it is not known where they belong.
+
+        Raises
+        ------
+        PublishError
+            If the Brain has other modules than these.
+        """
+        known = {*names, *NORMALIZERS, "compute_features"}
+        other = [name for name in self.modules if name not in known]
+        if other:
+            raise PublishError(
+                f"{self.definitions.source} has modules that {interface} is not "
+                f"known to have: {', '.join(other)}. Write an inference YAML, "
+                "with a pretrainer whose loadables are named as the files in "
+                f"{self.experiment.ptq / 'checkpoint'}, and give it with "
+                "--hyperparams."
+            )
+
+    def number(self, name: str, default: int) -> int:
+        """Return a whole number of the YAML."""
+        value = self.definitions.value(name, default)
+        return value if isinstance(value, int) else default
+
+    def locate(self, path: str) -> Optional[Path]:
+        """Find a path of the YAML, which may be relative to the recipe.
+
+        Arguments
+        ---------
+        path : str
+            Relative ones are looked for below the output folder, whose name
+            they begin with, and from here.
+
+        Returns
+        -------
+        Path, optional
+            None if there is nothing.
+        """
+        output = str(self.definitions.value("output_folder", "")).rstrip("/")
+        places = [Path(path)]
+        if output and path.startswith(f"{output}/"):
+            below = path[len(output) + 1 :]
+            places.insert(0, self.experiment.folder / below)
+        if not Path(path).is_absolute() and output:
+            parents = self.experiment.folder.resolve().parents
+            depth = len(Path(output).parts) - 1
+            if depth < len(parents):
+                places.append(parents[depth] / path)
+        return next((place for place in places if place.exists()), None)
+
+    def pretrained_path(self, name: str) -> Optional[str]:
+        """Return where the recipe's pretrainer gets a loadable from."""
+        for _, node in self.definitions.values():
+            if class_name(node).endswith(".Pretrainer"):
+                paths = arguments(node).get("paths")
+                found = arguments(paths).get(name) if paths else None
+                if found is not None:
+                    return str(plain(found))
+        return None
