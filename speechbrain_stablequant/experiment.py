@@ -116,7 +116,7 @@ def read_report(path: Union[str, Path]) -> dict:
     Raises
     ------
     ExperimentError
-        If it cannot be read, is no JSON or something else.
+        If it cannot be read, is no JSON or is something else.
     """
     path = Path(path)
     try:
@@ -131,7 +131,19 @@ def read_report(path: Union[str, Path]) -> dict:
             f"{path} is not a report of this package: it has no "
             f"{', '.join(map(repr, missing))}."
         )
+    if not all(map(_is_test, data["tests"])) or not all(
+        map(_is_file, data["files"])
+    ):
+        raise ExperimentError(f"{path} is damaged: its tests or files are.")
     return data
+
+
+def _is_test(row) -> bool:
+    return _has(row, "name", str) and _has(row, "metrics", dict)
+
+
+def _is_file(row) -> bool:
+    return _has(row, "name", str) and _has(row, "num_bytes", int)
 
 
 _REPORT = {"label": str, "tests": list, "files": list, "coverage": dict}

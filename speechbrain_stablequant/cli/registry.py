@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "commands"]
 
 COMMANDS = (
     "inspect",
+    "compare",
     "report",
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from speechbrain_stablequant.errors import PlanError, StableQuantError
+from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.experiment import (
     Experiment,
     is_quantized,
@@ -192,7 +192,7 @@ def _json(name: str, path: Path) -> Source:
     if {"tests", "coverage"} <= keys:
         source = Source(name, "report", path, report=read_report(path))
         _add_report(source)
-        source.method = source.report["label"].rpartition(" ")[2]
+        source.method = (source.report.get("plan") or {}).get("method", "")
         return source
     if "layers" not in keys:
         raise SourceError(
@@ -286,9 +286,12 @@ def _raw_header(path: Path) -> dict:
         if length > path.stat().st_size:
             raise SourceError(f"{path} is damaged: it is cut off.")
         try:
-            return json.loads(file.read(length))
+            header = json.loads(file.read(length))
         except (ValueError, RecursionError) as err:
             raise SourceError(f"{path} is damaged: {err}.") from err
+    if not isinstance(header.get("__metadata__", {}), dict):
+        raise SourceError(f"{path} is damaged: its header has no metadata.")
+    return header
 
 
 def is_safetensors(path: Path) -> bool:
@@ -303,16 +306,3 @@ def _tensor_sizes(path: Path) -> dict[str, int]:
     header.pop("__metadata__", None)
     spans = {name: about["data_offsets"] for name, about in header.items()}
     return {name: end - begin for name, (begin, end) in spans.items()}
-
-
-def layers_of(source: Source) -> Mapping[str, LayerPlan]:
-    """Return the layers of a source, or say that it has none.
-
-    Raises
-    ------
-    PlanError
-        If nothing is known of its layers.
-    """
-    if source.layers is None:
-        raise PlanError(f"{source.name} ({source.kind}) has no plan.")
-    return source.layers

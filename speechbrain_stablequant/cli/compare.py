@@ -1,0 +1,179 @@
+"""``stablequant compare``: quantized models side by side."""
+
+from typing import Optional
+
+from speechbrain_stablequant.cli.tables import megabytes_or_dash, table
+
+NAME = "compare"
+HELP = "Put experiments, reports or plans side by side."
+EXAMPLES = """
+stablequant compare results/w8a8/1986 results/w4a8/1986
+stablequant compare plan.json edited.json          # which layers differ
+stablequant compare a/ptq/report.json b/ptq/report.json --json
+"""
+SHOWN = 20  # layers; all of them with --layers
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("first", metavar="A", help="what others differ from")
+    parser.add_argument(
+        "others",
+        metavar="B",
+        nargs="+",
+        help="experiments, plans, reports, checkpoints or published folders",
+    )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help=f"all layers that differ, not the first {SHOWN}",
+    )
+
+
+def run(arguments) -> dict:
+    """Read the sources and compare them."""
+    from speechbrain_stablequant.cli.differences import (
+        layer_rows,
+        metric_rows,
+        speed_rows,
+    )
+    from speechbrain_stablequant.cli.sources import read_source
+
+    names = [arguments.first, *arguments.others]
+    sources = [read_source(name) for name in names]
+    metrics, notes = metric_rows(sources)
+    speeds, more = speed_rows(sources)
+    layers = layer_rows(sources)
+    return {
+        "sources": [_summary(source) for source in sources],
+        "metrics": metrics,
+        "speeds": speeds,
+        "layers": layers,
+        "shown_layers": len(layers) if arguments.layers else SHOWN,
+        "notes": [*notes, *more, *_strangers(sources)],
+    }
+
+
+def _summary(source) -> dict:
+    """Return what a source is, and its size."""
+    before = [file.get("float_num_bytes") for file in source.files]
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "label": (source.report or {}).get("label"),
+        "method": source.method or None,
+        "quantized_layers": None
+        if source.layers is None
+        else len(source.layers),
+        "num_bytes": sum(f["num_bytes"] for f in source.files) or None,
+        "float_num_bytes": None if None in before else sum(before) or None,
+        "environment": (source.report or {}).get("environment"),
+    }
+
+
+def _strangers(sources) -> list[str]:
+    """Remark on sources whose layers have other names altogether."""
+    known = [s for s in sources if s.layers]
+    if len(known) < 2:
+        return []
+    first = set(known[0].layers)
+    return [
+        f"{source.name} has no layer in common with {known[0].name}: another "
+        "model, or checkpoints named after files and not after modules"
+        for source in known[1:]
+        if not first & set(source.layers)
+    ]
+
+
+def lines(result: dict) -> list[str]:
+    """Return the tables."""
+    letters = [chr(ord("A") + i) for i in range(len(result["sources"]))]
+    found = _source_lines(letters, result["sources"])
+    if result["metrics"]:
+        found += ["", *_metric_lines(letters, result["metrics"])]
+    if result["speeds"]:
+        found += ["", *_speed_lines(letters, result["speeds"])]
+    found += ["", *_layer_lines(letters, result)]
+    return found + [f"note: {text}" for text in result["notes"]]
+
+
+def _source_lines(letters, sources) -> list[str]:
+    rows = [("", "", "quantization", "layers", "bytes", "of float")]
+    for letter, source in zip(letters, sources):
+        size, before = source["num_bytes"], source["float_num_bytes"]
+        rows.append(
+            (
+                letter,
+                source["name"],
+                source["label"] or source["method"] or source["kind"],
+                _or_dash(source["quantized_layers"]),
+                megabytes_or_dash(size),
+                f"{size / before:.1%}" if size and before else "-",
+            )
+        )
+    return table(rows, left=3)
+
+
+def _metric_lines(letters, rows) -> list[str]:
+    from speechbrain_stablequant.report.tables import decimals, interval, number
+
+    head = ["test set", "metric", "float"]
+    for i, letter in enumerate(letters):
+        head += [letter] if i == 0 else [letter, f"{letter} - A [95 %]"]
+    found = [head]
+    for row in rows:
+        values = [_value(value, "quantized") for value in row["values"]]
+        floats = [_value(value, "float") for value in row["values"]]
+        before = next((f for f in floats if f is not None), None)
+        digits = decimals(before, *values)
+        cells = [row["test"], row["metric"], number(before, digits)]
+        for i, value in enumerate(values):
+            cells.append(number(value, digits))
+            if i:
+                change = row["differences"][i]
+                cells.append(
+                    "-" if change is None else interval(change, digits)
+                )
+        found.append(cells)
+    return table(found, left=2)
+
+
+def _value(row: Optional[dict], key: str):
+    return None if row is None else row.get(key)
+
+
+def _speed_lines(letters, rows) -> list[str]:
+    found = [("real-time factor", *letters)]
+    for row in rows:
+        cells = [
+            "-" if value is None else f"{value:.4f}"
+            for value in row["real_time_factors"]
+        ]
+        found.append((row["test"], *cells))
+    return table(found)
+
+
+def _layer_lines(letters, result) -> list[str]:
+    layers, shown = result["layers"], result["shown_layers"]
+    if all(s["quantized_layers"] is None for s in result["sources"]):
+        return ["no plans to compare"]
+    if not layers:
+        return ["all layers are quantized alike"]
+    rows = [("layer", "", *letters)]
+    for layer in layers[:shown]:
+        for key, values in layer["differs"].items():
+            rows.append((layer["name"], key, *map(_text, values)))
+    found = table(rows, left=2)
+    if len(layers) > shown:
+        found.append(f"... and {len(layers) - shown} more layers: --layers")
+    return [f"{len(layers)} layers differ", *found]
+
+
+def _text(value) -> str:
+    if isinstance(value, (list, tuple)):
+        return " to ".join(f"{end:.4g}" for end in value)
+    return _or_dash(value)
+
+
+def _or_dash(value) -> str:
+    return "-" if value is None else str(value)
