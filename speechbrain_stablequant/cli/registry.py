@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "commands"]
 COMMANDS = (
     "inspect",
     "compare",
+    "apply",
     "report",
 )
 

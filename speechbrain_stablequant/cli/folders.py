@@ -1,0 +1,73 @@
+"""Folders that a command fills: all of it, or nothing."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Union
+
+from speechbrain_stablequant.errors import StableQuantError
+
+__all__ = ["OutputError", "check_output", "filled"]
+
+
+class OutputError(StableQuantError, FileExistsError):
+    """The output is there already."""
+
+
+def check_output(output: Union[str, Path], overwrite: bool = False) -> Path:
+    """Refuse an output that would lose something, before the long part.
+
+    Arguments
+    ---------
+    output : str or Path
+        The folder to write.
+    overwrite : bool
+        Whether the user said that what is there may go.
+
+    Raises
+    ------
+    OutputError
+        If it is a file, or a folder with something in it.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; --output names a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputError(
+            f"{output} is there and not empty: name another --output, or "
+            "remove it."
+        )
+    return output
+
+
+@contextlib.contextmanager
+def filled(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a new folder to fill, which becomes the output at the end.
+
+    When the block fails there is no half-filled output, and what was there
+    before is as it was. Of an older output only files of the same names are
+    replaced.
+
+    Arguments
+    ---------
+    output : Path
+        The folder.
+    overwrite : bool
+        Whether to replace files in it.
+    """
+    check_output(output, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent)
+    try:
+        yield Path(work)
+        # mkdtemp is private to the user; an output is like any other folder
+        output.mkdir(exist_ok=True)
+        for path in sorted(Path(work).iterdir()):
+            target = output / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
