@@ -1,6 +1,7 @@
 # make demo   create the environment, then train, quantize, score and reload
 #             a small recognizer on synthesised digits (six minutes)
 # make test   the same environment, lint and all tests
+# make docs   the documentation, in docs/_build/html
 #
 # PYTHON=python3.11 chooses the interpreter, VENV=path the environment.
 
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,9 +30,12 @@ lint: $(READY)
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info

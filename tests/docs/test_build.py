@@ -1,0 +1,138 @@
+"""The documentation builds without a warning, and says what it must say."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from .markdown import ROOT
+
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+needs_sphinx = pytest.mark.skipif(
+    importlib.util.find_spec("myst_parser") is None,
+    reason='pip install -e ".[docs]"',
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the site as ``make docs`` does; return its folder."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+    done = subprocess.run(
+        [*command, "-b", "html", str(ROOT / "docs"), str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder
+
+
+@needs_sphinx
+@pytest.mark.slow
+def test_site_has_all_knobs_and_commands(site):
+    knobs = (site / "reference" / "knobs.html").read_text()
+    for name in ("checkpointer", "max_drop", "search_num_bytes", "step_lr"):
+        assert f"<strong>{name}</strong>" in knobs
+    from speechbrain_stablequant.cli import build_parser
+
+    page = (site / "reference" / "command_line.html").read_text()
+    for command in re.findall(r"\w+", _choices(build_parser())):
+        assert f'id="{command}"' in page
+
+
+def _choices(parser):
+    """Return the names of the subcommands."""
+    action = next(a for a in parser._actions if a.dest == "command")
+    return " ".join(c.replace("-", "_") for c in action.choices)
+
+
+@needs_sphinx
+@pytest.mark.slow
+def test_site_has_docstrings_with_their_arguments(site):
+    page = (site / "reference" / "api" / "package.html").read_text()
+    assert 'id="speechbrain_stablequant.quantize"' in page
+    assert "<strong>batches</strong>" in page
+    assert "Arguments\n" not in page
+
+
+@needs_sphinx
+def test_a_knob_without_description_stops_the_build():
+    from knob_reference import read_knobs
+    from sphinx.errors import ExtensionError
+
+    @dataclass
+    class Knobs:
+        """Some.
+
+        Arguments
+        ---------
+        told : int
+            Said.
+        """
+
+        told: int = 1
+        untold: int = 2
+
+    with pytest.raises(ExtensionError, match="'untold' of Knobs has no"):
+        read_knobs(Knobs)
+
+
+@needs_sphinx
+def test_a_description_without_a_knob_stops_the_build():
+    from knob_reference import read_knobs
+    from sphinx.errors import ExtensionError
+
+    class Knobs:
+        """Some.
+
+        Arguments
+        ---------
+        kept : int
+            Said.
+        gone : int
+            Said.
+        """
+
+        def __init__(self, kept=1):
+            self.kept = kept
+
+    with pytest.raises(ExtensionError, match="no knob of its own: gone"):
+        read_knobs(Knobs)
+
+
+def follow(text, page, address=""):
+    from repository_links import Site
+
+    path = ROOT / "docs" / page
+    return Site(ROOT / "docs", address).follow(text, path, path)
+
+
+def test_links_to_readmes_lead_to_their_pages():
+    text = "[a](../../README.md#limits) [b](../concepts.md) [c](https://x.y)"
+    assert follow(text, "howto/index.md") == (
+        "[a](../repository/README.md#limits) [b](../concepts.md) [c](https://x.y)"
+    )
+
+
+def test_links_to_files_get_the_address_of_the_repository():
+    text = "[a](../hparams/ptq.yaml) ![b](../recipes/SUPERB/superb.svg)"
+    assert follow(text, "index.md") == text
+    assert follow(text, "index.md", "https://host/x") == (
+        "[a](https://host/x/blob/HEAD/hparams/ptq.yaml) "
+        "![b](../recipes/SUPERB/superb.svg)"
+    )
+
+
+def test_links_of_a_readme_work_in_its_copy():
+    from repository_links import Site
+
+    site = Site(ROOT / "docs")
+    readme = ROOT / "recipes" / "SUPERB" / "README.md"
+    text = "[KS](KS/README.md) ![x](superb.svg)"
+    assert site.follow(text, readme, site.copy_of(readme)) == (
+        "[KS](KS/README.md) ![x](../../../../recipes/SUPERB/superb.svg)"
+    )
