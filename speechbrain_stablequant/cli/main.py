@@ -16,7 +16,6 @@ from speechbrain_stablequant.errors import StableQuantError
 __all__ = ["main"]
 
 OK, FAILED, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
-_NOISY = ("speechbrain", "speechbrain_stablequant", "transformers", "nncf")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -108,14 +107,12 @@ def _quiet() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [log.level for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    # The toolkit sets the level of each of its loggers as it is imported
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for log, level in zip(loggers, levels):
-            log.setLevel(level)
+        logging.disable(before)

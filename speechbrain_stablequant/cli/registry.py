@@ -18,9 +18,13 @@ from types import ModuleType
 __all__ = ["COMMANDS", "commands"]
 
 COMMANDS = (
+    "publish",
+    "load_test",
     "inspect",
     "compare",
     "apply",
+    "export",
+    "bench",
     "report",
 )
 

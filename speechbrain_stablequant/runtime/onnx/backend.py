@@ -233,7 +233,7 @@ def export_onnx(
     else:
         args = (example_inputs,)
     signature, tensors = Signature.of(args, kwargs)
-    names = _speaking_names(model, args, kwargs)
+    names = speaking_names(model, args, kwargs)
     found, _ = _convert(
         model, signature, tensors, QdqLowering(model), names[: len(tensors)]
     )
@@ -289,7 +289,7 @@ def _plain_names(count: int) -> list[str]:
     return [f"input_{index}" for index in range(count)]
 
 
-def _speaking_names(module: nn.Module, args, kwargs) -> list[str]:
+def speaking_names(module: nn.Module, args, kwargs) -> list[str]:
     """Return the names that ``forward`` gives to its tensors."""
     forward = type(module).forward
     parameters = list(inspect.signature(forward).parameters)[1:]

@@ -60,7 +60,7 @@ class OpenVinoBackend(Backend):
 
     def build(self, module, signature, tensors):
         """Return a `Compiled`, and how its layers run."""
-        model, structure = self._convert(module, signature, tensors)
+        model, structure = self.convert(module, signature, tensors)
         release_freed_memory()
         compiled = core().compile_model(model, "CPU", self._config())
         return OpenVinoCompiled(
@@ -86,7 +86,8 @@ class OpenVinoBackend(Backend):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
 
-    def _convert(self, module: nn.Module, signature: Signature, tensors):
+    def convert(self, module: nn.Module, signature: Signature, tensors):
+        """Return an uncompiled OpenVINO model, and its output structure."""
         has_int8 = any(planned for _, _, planned in quantized_layers(module))
         lowering = Lowering(self.processor.saturates, has_int8)
         traced = None

@@ -1,0 +1,189 @@
+"""``stablequant bench``: speed and agreement on the user's own audio."""
+
+import argparse
+
+from speechbrain_stablequant.cli.tables import environment_line, table
+
+NAME = "bench"
+HELP = "Measure a published model on your own audio files."
+EXAMPLES = """
+stablequant bench results/1986/ptq/hub *.wav
+stablequant bench user/asr-wav2vec2-w8a8 a.flac b.flac --threads 1 --rounds 5
+stablequant bench folder *.wav --runtime openvino --json > bench.json
+"""
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "source", help="published folder, hub name, or published experiment"
+    )
+    parser.add_argument(
+        "audio", nargs="+", metavar="AUDIO", help="audio files (wav, flac)"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, help="threads of a call (torch's default)"
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, default=3, help="passes that count (3)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=1, help="utterances a call (1)"
+    )
+    parser.add_argument(
+        "--runtime",
+        action="append",
+        choices=("openvino", "onnx"),
+        help="may be given twice; by default all that are installed",
+    )
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="also time reference execution, which is exact and slow",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def run(arguments) -> dict:
+    """Load, read, measure in turns."""
+    import torch
+
+    from speechbrain_stablequant.cli.models import load_model, read_audio
+    from speechbrain_stablequant.cli.sources import SourceError
+    from speechbrain_stablequant.cli.timing import batched, candidates, measure
+    from speechbrain_stablequant.report.environment import environment
+
+    threads = arguments.threads or torch.get_num_threads()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = load_model(arguments.source)
+        if not model.takes_audio:
+            raise SourceError(
+                f"{arguments.source} is loaded with {model.name}, which takes "
+                "no audio: bench measures models that do."
+            )
+        signals = read_audio(model, arguments.audio)
+        found = candidates(
+            model,
+            arguments.runtime or _installed_runtimes(),
+            arguments.reference,
+            threads,
+        )
+        batches = batched(signals, arguments.batch_size)
+        measure(model, found, batches, arguments.rounds)
+        about = environment()
+    finally:
+        torch.set_num_threads(before)
+    seconds = [len(signal) / model.sample_rate for signal in signals]
+    rows = [_row(candidate, found[0], sum(seconds)) for candidate in found]
+    return {
+        "ok": not any(row["failure"] for row in rows),
+        "source": arguments.source,
+        "interface": model.name,
+        "load_seconds": model.seconds,
+        "files": [
+            {"path": path, "seconds": length}
+            for path, length in zip(arguments.audio, seconds)
+        ],
+        "audio_seconds": sum(seconds),
+        "batch_size": arguments.batch_size,
+        "rounds": arguments.rounds,
+        "float_is": "the quantized model's weights in float, same architecture",
+        "candidates": rows,
+        "environment": about,
+    }
+
+
+def _installed_runtimes() -> list[str]:
+    from importlib.util import find_spec
+
+    onnx = all(map(find_spec, ("onnx", "onnxruntime")))
+    return ["openvino", "onnx"] if onnx else ["openvino"]
+
+
+def _row(candidate, first, audio_seconds: float) -> dict:
+    """Return the figures of a candidate, beside those of the first."""
+    from speechbrain_stablequant.cli.timing import agreement
+
+    row = {
+        "name": candidate.name,
+        "failure": candidate.failure or None,
+        "first_pass_seconds": candidate.first_seconds,
+        "seconds": candidate.seconds,
+        "median_seconds": candidate.median_seconds,
+        "real_time_factor": None,
+        "times_as_fast": None,
+        "agreement": None,
+        "runtime": None,
+    }
+    if candidate.median_seconds is not None:
+        row["real_time_factor"] = candidate.median_seconds / audio_seconds
+    if candidate.median_seconds and first.median_seconds:
+        row["times_as_fast"] = first.median_seconds / candidate.median_seconds
+    if candidate.outputs and first.outputs:
+        row["agreement"] = agreement(candidate.outputs, first.outputs)
+    if candidate.acceleration is not None:
+        report = candidate.acceleration.report()
+        row["runtime"] = {
+            **report.settings,
+            "summary": report.summary(),
+            "num_int8": report.num_int8,
+            "num_planned": report.num_planned,
+            "compile_seconds": report.seconds,
+            "notes": report.notes,
+        }
+    return row
+
+
+def lines(result: dict) -> list[str]:
+    """Return the table and what it was measured on."""
+    count, seconds = len(result["files"]), result["audio_seconds"]
+    found = [
+        f"{result['source']} ({result['interface']}): {count} files, "
+        f"{seconds:.1f} s of audio, batches of {result['batch_size']}, median "
+        f"of {result['rounds']} rounds in turns; loaded in "
+        f"{result['load_seconds']:.1f} s",
+        "",
+    ]
+    rows = [
+        ("", "real-time factor", "times as fast", "like float", "first pass")
+    ]
+    for row in result["candidates"]:
+        rows.append(
+            (
+                row["name"],
+                _number(row["real_time_factor"], 4),
+                _number(row["times_as_fast"], 2),
+                _agreement(row["agreement"]),
+                f"{row['first_pass_seconds']:.1f} s",
+            )
+        )
+    found += [*table(rows), ""]
+    for row in result["candidates"]:
+        if row["failure"]:
+            found.append(f"{row['name']} failed: {row['failure']}")
+        elif row["runtime"]:
+            found.append(f"{row['name']}: {row['runtime']['summary']}")
+            found += [f"  {note}" for note in row["runtime"]["notes"]]
+    found.append(f"PyTorch float32 is {result['float_is']}")
+    return [*found, *environment_line(result["environment"])]
+
+
+def _number(value, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _agreement(found) -> str:
+    if found is None:
+        return "-"
+    if "same_transcripts" in found:
+        return (
+            f"{found['same_transcripts']} of {found['utterances']} transcripts"
+        )
+    return f"cosine {found['lowest_cosine']:.4f} at least"

@@ -1,0 +1,165 @@
+"""``stablequant export``: files that a runtime runs without PyTorch."""
+
+import json
+from pathlib import Path
+
+from speechbrain_stablequant.cli.tables import megabytes_or_dash, table
+
+NAME = "export"
+HELP = "Write a published model as ONNX or OpenVINO files."
+EXAMPLES = """
+stablequant export results/1986/ptq/hub --to onnx --output onnx
+stablequant export user/asr-wav2vec2-w8a8 --to openvino --output ir
+"""
+MANIFEST = "export.json"
+RUN = {
+    "onnx": """\
+import onnxruntime
+session = onnxruntime.InferenceSession("{file}")
+inputs = {{{inputs}}}  # numpy arrays
+results = session.run(None, inputs)
+print([result.shape for result in results])""",
+    "openvino": """\
+import openvino
+model = openvino.Core().compile_model("{file}", "CPU")
+inputs = {{{inputs}}}  # numpy arrays
+results = list(model(inputs).values())
+print([result.shape for result in results])""",
+}
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "source", help="published folder, hub name, or published experiment"
+    )
+    parser.add_argument("--to", required=True, choices=sorted(RUN))
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files of an older export in the folder",
+    )
+
+
+def run(arguments) -> dict:
+    """Load, export, verify."""
+    from speechbrain_stablequant.cli.exporting import (
+        find_parts,
+        samples,
+        verify,
+        write_part,
+    )
+    from speechbrain_stablequant.cli.folders import check_output, filled
+    from speechbrain_stablequant.cli.models import load_model
+    from speechbrain_stablequant.cli.output import note, to_json
+    from speechbrain_stablequant.cli.sources import SourceError
+
+    output = check_output(arguments.output, arguments.overwrite)
+    model = load_model(arguments.source)
+    if not model.takes_audio:
+        raise SourceError(
+            f"{arguments.source} is loaded with {model.name}, which takes no "
+            "audio: export it from Python with "
+            "speechbrain_stablequant.runtime.export_onnx(model, inputs, path)."
+        )
+    note(f"converting {model.name}")
+    parts = find_parts(model, arguments.to, samples(model.sample_rate))
+    with filled(output, arguments.overwrite) as work:
+        rows = []
+        for part in parts:
+            path = write_part(part, arguments.to, work)
+            checks = verify(part, arguments.to, path)
+            rows.append(_row(part, path, checks))
+        about = _about(arguments, model, rows)
+        (work / MANIFEST).write_text(to_json(about) + "\n", encoding="utf-8")
+    return {"output": str(output), **about}
+
+
+def _row(part, path: Path, checks: list[dict]) -> dict:
+    """Return what a file takes, gives, and how close it is."""
+    planned = [row for row in part.layers if row.planned_int8]
+    int8 = [row for row in planned if row.precision == "int8"]
+    weights = path.with_suffix(".bin")
+    sizes = [f.stat().st_size for f in (path, weights) if f.is_file()]
+    return {
+        "file": path.name,
+        "module": part.name,
+        "num_bytes": sum(sizes),
+        "inputs": [
+            {
+                "name": name,
+                "dtype": str(tensor.dtype).replace("torch.", ""),
+                "shape": ["dynamic"] * tensor.dim(),
+                "example_shape": list(tensor.shape),
+            }
+            for name, tensor in part.inputs
+        ],
+        "outputs": [
+            {
+                "dtype": str(tensor.dtype).replace("torch.", ""),
+                "example_shape": list(tensor.shape),
+            }
+            for tensor in part.calls[0][2]
+        ],
+        "num_int8": len(int8),
+        "num_planned_int8": len(planned),
+        "num_quantized": len(part.layers),
+        "checks": checks,
+    }
+
+
+def _about(arguments, model, rows: list[dict]) -> dict:
+    from importlib import metadata
+
+    from speechbrain_stablequant.report.environment import environment
+
+    packages = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
+    return {
+        "ok": all(check["ok"] for row in rows for check in row["checks"]),
+        "source": arguments.source,
+        "interface": model.name,
+        "to": arguments.to,
+        "sample_rate": model.sample_rate,
+        "files": rows,
+        "versions": {p: metadata.version(p) for p in packages[arguments.to]},
+        "environment": environment(),
+    }
+
+
+def lines(result: dict) -> list[str]:
+    """Return a row for each file, and how to run the first."""
+    rows = [("file", "bytes", "layers in int8", "SNR (dB)", "differs by")]
+    for row in result["files"]:
+        worst = min(row["checks"], key=_snr)
+        rows.append(
+            (
+                row["file"],
+                megabytes_or_dash(row["num_bytes"]),
+                f"{row['num_int8']} of {row['num_planned_int8']}",
+                _text(worst["snr"], "{:.1f}"),
+                _text(worst["max_difference"], "{:.2g}"),
+            )
+        )
+    first = result["files"][0]
+    inputs = ", ".join(f'"{i["name"]}": ...' for i in first["inputs"])
+    code = RUN[result["to"]].format(file=first["file"], inputs=inputs)
+    found = [f"wrote {result['output']}", "", *table(rows), ""]
+    if not result["ok"]:
+        found.append(
+            "CHECK FAILED: run alone, a file differs from the model; see "
+            f"{MANIFEST}"
+        )
+    given = [f"{i['name']} {i['dtype']}" for i in first["inputs"]]
+    found.append(f"{first['module']} takes {json.dumps(given)}; to run it:")
+    return [*found, *(f"  {line}" for line in code.splitlines())]
+
+
+def _snr(check: dict) -> float:
+    if check["snr"] is not None:
+        return check["snr"]
+    return float("inf") if check["ok"] else float("-inf")
+
+
+def _text(value, form: str) -> str:
+    return "-" if value is None else form.format(value)

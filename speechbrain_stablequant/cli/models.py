@@ -1,0 +1,130 @@
+"""Published models, loaded through their stock interface."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from speechbrain.dataio import audio_io
+
+from speechbrain_stablequant.cli.sources import SourceError, fetch, is_published
+from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.publishing import interface_of, load
+
+__all__ = ["LoadedModel", "load_model", "read_audio"]
+
+
+@dataclass
+class LoadedModel:
+    """A stock interface that holds a quantized model.
+
+    Arguments
+    ---------
+    interface : speechbrain.inference.interfaces.Pretrained
+        The interface.
+    name : str
+        Its class.
+    path : Path
+        Folder that it was loaded from.
+    seconds : float
+        How long that took.
+    """
+
+    interface: Any
+    name: str
+    path: Path
+    seconds: float
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether it hears, and does not read."""
+        return hasattr(self.interface, "audio_normalizer") and any(
+            hasattr(self.interface, name)
+            for name in ("transcribe_batch", "encode_batch")
+        )
+
+    @property
+    def sample_rate(self) -> int:
+        """Sampling rate of the model, in Hz."""
+        return self.interface.audio_normalizer.sample_rate
+
+    @torch.no_grad()
+    def run(self, wavs, lens) -> list[Union[str, torch.Tensor]]:
+        """Return a transcript or an embedding for each utterance."""
+        if hasattr(self.interface, "transcribe_batch"):
+            found = self.interface.transcribe_batch(wavs, lens)[0]
+            return [w if isinstance(w, str) else " ".join(w) for w in found]
+        vectors = self.interface.encode_batch(wavs, lens)
+        return [vector.flatten().clone() for vector in vectors]
+
+
+def load_model(source: str) -> LoadedModel:
+    """Load a published folder, as a stranger would.
+
+    Arguments
+    ---------
+    source : str
+        The folder, its name on the hub, or an experiment that was published
+        into ``ptq/hub``.
+
+    Raises
+    ------
+    SourceError
+        If it is no such folder, or cannot be loaded.
+    """
+    folder = _published_folder(source)
+    known = interface_of(folder)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as savedir:
+        try:
+            model = load(str(folder.resolve()), savedir)
+        except StableQuantError:
+            raise
+        except Exception as err:  # of any class that the YAML names
+            raise SourceError(
+                f"{folder} cannot be loaded with {known.name}: "
+                f"{type(err).__name__}: {' '.join(str(err).split())[:400]}"
+            ) from err
+    model.eval()
+    return LoadedModel(model, known.name, folder, time.perf_counter() - start)
+
+
+def _published_folder(source: str) -> Path:
+    path = fetch(source)
+    for folder in (path, path / "hub", path / "ptq" / "hub"):
+        if folder.is_dir() and is_published(folder):
+            return folder
+    raise SourceError(
+        f"{source} is no published folder (hyperparams.yaml with quantized "
+        "*.ckpt beside it), and has none in ptq/hub. Publish the experiment "
+        "first: stablequant publish."
+    )
+
+
+def read_audio(model: LoadedModel, paths: Sequence[str]) -> list[torch.Tensor]:
+    """Read files through the toolkit, at the model's rate, one channel.
+
+    Raises
+    ------
+    SourceError
+        If a file is missing, empty or no audio.
+    """
+    signals = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise SourceError(f"{path} is not there: no such audio file.")
+        try:
+            signal, rate = audio_io.load(str(path), channels_first=False)
+            signal = model.interface.audio_normalizer(signal, rate)
+        except Exception as err:  # of the reader, by format
+            raise SourceError(
+                f"{path} cannot be read as audio: "
+                f"{' '.join(str(err).split())[:200]}"
+            ) from err
+        if not signal.numel():
+            raise SourceError(f"{path} has no samples.")
+        signals.append(signal)
+    return signals
