@@ -5,6 +5,10 @@ from speechbrain_stablequant.adapters.accounting import (
     added_parameters,
 )
 from speechbrain_stablequant.adapters.config import DomainConfig
+from speechbrain_stablequant.adapters.inference import (
+    LanguageModel,
+    SentenceScore,
+)
 from speechbrain_stablequant.adapters.layers import (
     BottleneckAdapter,
     DomainLayers,
@@ -17,7 +21,9 @@ __all__ = [
     "BottleneckAdapter",
     "DomainConfig",
     "DomainLayers",
+    "LanguageModel",
     "MultiDomainLM",
+    "SentenceScore",
     "TransformerLMScorerWithCache",
     "added_parameters",
 ]

@@ -1,0 +1,259 @@
+"""Put a folder together: copied, written, and looked through before it is shown."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing.examples import (
+    Utterance,
+    example_audio,
+    utterances,
+)
+from speechbrain_stablequant.publishing.interfaces import Blueprint
+from speechbrain_stablequant.publishing.recipe import Recipe
+
+__all__ = [
+    "HubFolder",
+    "fill_folder",
+    "find_private",
+    "private_words",
+    "put_in_place",
+    "staging",
+]
+
+EXAMPLE = "example.wav"
+MARK = ".speechbrain_stablequant"  # says that a folder is ours to replace
+_NOT_PUBLISHED = (MARK,)
+
+
+@dataclass
+class HubFolder:
+    """A folder to publish.
+
+    Arguments
+    ---------
+    path : Path
+        Where it is.
+    example : str, optional
+        Name of the audio file in it.
+    notes : list of str
+        What the user should know: what was left out, and why.
+    """
+
+    path: Path
+    example: Optional[str] = None
+    notes: list[str] = field(default_factory=list)
+
+    def files(self) -> list[str]:
+        """Return the names of all files, below the folder."""
+        found = [p for p in self.path.rglob("*") if p.is_file()]
+        names = sorted(p.relative_to(self.path).as_posix() for p in found)
+        return [name for name in names if name not in _NOT_PUBLISHED]
+
+    def sizes(self) -> dict[str, int]:
+        """Return bytes by name."""
+        return {n: (self.path / n).stat().st_size for n in self.files()}
+
+
+def fill_folder(
+    path: Path,
+    recipe: Recipe,
+    blueprint: Blueprint,
+    example: Optional[Path] = None,
+    with_example: bool = True,
+) -> HubFolder:
+    """Copy and write all that the model needs.
+
+    Arguments
+    ---------
+    path : Path
+        A folder that is not there yet.
+    recipe : Recipe
+        The experiment.
+    blueprint : Blueprint
+        Its inference YAML.
+    example : Path, optional
+        Audio to show the model with; by default a test utterance.
+    with_example : bool
+        False: no audio at all.
+
+    Returns
+    -------
+    HubFolder
+        Without a card: that tells of a check of the folder.
+    """
+    path.mkdir(parents=True)
+    folder = HubFolder(path)
+    ptq = recipe.experiment.ptq
+    for name in blueprint.files:
+        shutil.copyfile(recipe.files[name], path / f"{name}.ckpt")
+    (path / "plan.json").write_text(
+        recipe.experiment.plan.to_json() + "\n", encoding="utf-8"
+    )
+    report = public_report(recipe.experiment.report)
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    (path / "report.json").write_text(text, encoding="utf-8")
+    if (ptq / "report.html").is_file():
+        shutil.copyfile(ptq / "report.html", path / "report.html")
+    for name, source in blueprint.elsewhere.items():
+        folder.notes.append(f"{name} is not part of it: loaded from {source}")
+    unused = sorted(recipe.quantized - set(blueprint.files))
+    if unused:
+        folder.notes.append(
+            f"{blueprint.interface.name} does not use {', '.join(unused)}: "
+            "not part of it"
+        )
+    if with_example and blueprint.interface.task != "text-generation":
+        _add_example(folder, recipe, example)
+    # Last: a folder with it is complete.
+    (path / "hyperparams.yaml").write_text(blueprint.text, encoding="utf-8")
+    return folder
+
+
+def public_report(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report without the paths of this machine."""
+    files = [
+        {**file, "path": f"{file['name']}.ckpt"} for file in report["files"]
+    ]
+    weights = report.get("weights")
+    if isinstance(weights, dict) and weights.get("checkpoint"):
+        name = Path(str(weights["checkpoint"])).name
+        weights = {**weights, "checkpoint": name}
+    return {**report, "files": files, "weights": weights}
+
+
+def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
+    """Copy an utterance, as a WAV file of the part that the test reads."""
+    from speechbrain.dataio import audio_io
+
+    utterance = example_audio(utterances(recipe))
+    if given is not None:
+        utterance = Utterance(given.name, given)
+    if utterance is None:
+        folder.notes.append(
+            "no example audio: no test utterance of 1 to 12 s was found "
+            "(--example FILE adds one)"
+        )
+        return
+    part = {}
+    if utterance.start is not None and utterance.stop is not None:
+        length = utterance.stop - utterance.start
+        part = {"frame_offset": utterance.start, "num_frames": length}
+    try:
+        signal, rate = audio_io.load(str(utterance.path), **part)
+    except Exception as err:  # soundfile's are of many kinds
+        raise PublishError(
+            f"Cannot read the example audio {utterance.path}: {err}."
+        ) from err
+    audio_io.save(str(folder.path / EXAMPLE), signal, rate)
+    folder.example = EXAMPLE
+    if given is None:
+        folder.notes.append(
+            f"{EXAMPLE} is {utterance.key} of the test set: --no-example leaves "
+            "it out if you may not share it"
+        )
+
+
+# -- what must not get out ------------------------------------------------------
+
+
+def find_private(folder: HubFolder, words: Iterable[str]) -> list[str]:
+    """Return which files have one of some texts in them, in any encoding of it.
+
+    Arguments
+    ---------
+    folder : HubFolder
+        The folder.
+    words : iterable of str
+        Absolute paths, names of folders.
+
+    Returns
+    -------
+    list of str
+        ``file: text`` for each.
+    """
+    wanted = [word for word in words if len(word) > 3]
+    found = []
+    for name in folder.files():
+        data = (folder.path / name).read_bytes()
+        found += [f"{name}: {w}" for w in wanted if w.encode() in data]
+    return found
+
+
+def private_words(recipe: Recipe) -> list[str]:
+    """Return the paths of this machine that an experiment knows."""
+    words = {str(recipe.experiment.folder.resolve()), str(Path.cwd())}
+    home = str(Path.home())
+    if home.count("/") > 1:  # not /root: that is a word like others
+        words.add(home)
+    for name, _ in recipe.definitions.values():
+        value = recipe.definitions.value(name)
+        if isinstance(value, str) and ("folder" in name or "root" in name):
+            words.add(value.rstrip("/"))
+    return sorted(w for w in words if w.startswith("/") and w.count("/") > 1)
+
+
+# -- replacing an earlier one ---------------------------------------------------
+
+
+def staging(target: Path):
+    """Return a temporary folder beside the target.
+
+    Raises
+    ------
+    PublishError
+        If there is something at the target that publishing has not made.
+    """
+    if target.exists() and not _is_ours(target):
+        raise PublishError(
+            f"{target} is there already and was not made by publishing: give "
+            "another folder with --output."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=target.parent, prefix=".hub-")
+
+
+def _is_ours(target: Path) -> bool:
+    if not target.is_dir():
+        return False
+    return not any(target.iterdir()) or (target / MARK).is_file()
+
+
+def put_in_place(folder: HubFolder, target: Path) -> HubFolder:
+    """Move a folder to its place, where an earlier one of ours makes way.
+
+    Files that people have put beside it there are an error, not a loss.
+    """
+    listing = {n: _digest(folder.path / n) for n in folder.files()}
+    (folder.path / MARK).write_text(json.dumps(listing), encoding="utf-8")
+    if target.is_dir():
+        _refuse_foreign(target)
+        shutil.rmtree(target)
+    shutil.move(str(folder.path), str(target))
+    return HubFolder(target, folder.example, folder.notes)
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise if files were added or changed by hand since we wrote them."""
+    if not any(target.iterdir()):
+        return
+    try:
+        known = json.loads((target / MARK).read_text(encoding="utf-8"))
+    except ValueError:
+        known = {}
+    for name in HubFolder(target).files():
+        if known.get(name) != _digest(target / name):
+            raise PublishError(
+                f"{target / name} was changed or added by hand: move it away, "
+                "or give another folder with --output."
+            )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,214 @@
+"""From an experiment to a folder for a hub, checked, and on to the hub."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional, Union
+
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.experiment import Experiment
+from speechbrain_stablequant.publishing.card import About, model_card
+from speechbrain_stablequant.publishing.check import Check, check_folder
+from speechbrain_stablequant.publishing.folder import (
+    HubFolder,
+    fill_folder,
+    find_private,
+    private_words,
+    put_in_place,
+    staging,
+)
+from speechbrain_stablequant.publishing.interfaces import (
+    Blueprint,
+    choose,
+    interface,
+)
+from speechbrain_stablequant.publishing.nodes import (
+    Definitions,
+    arguments,
+    class_name,
+)
+from speechbrain_stablequant.publishing.published import interface_of
+from speechbrain_stablequant.publishing.recipe import Recipe
+
+__all__ = ["Publication", "PublishOptions", "make_folder"]
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """How to publish.
+
+    Arguments
+    ---------
+    about : About
+        For the card.
+    output : str, optional
+        The folder to make; by default ``ptq/hub`` in the experiment.
+    interface : str, optional
+        Name of the toolkit's interface; by default the one that fits.
+    hyperparams : str, optional
+        An inference YAML to take in place of one from the experiment's.
+    example : str, optional
+        Audio file to show the model with; by default a test utterance.
+    with_example : bool
+        False: no audio.
+    exports : tuple of str
+        ``openvino``, ``onnx``: models for these runtimes, in folders of these
+        names.
+    check : bool
+        False: neither load nor score it before it is shown.
+    """
+
+    about: About = About()
+    output: Optional[str] = None
+    interface: Optional[str] = None
+    hyperparams: Optional[str] = None
+    example: Optional[str] = None
+    with_example: bool = True
+    exports: tuple[str, ...] = ()
+    check: bool = True
+
+
+@dataclass
+class Publication:
+    """A folder that is ready for a hub.
+
+    Arguments
+    ---------
+    folder : HubFolder
+        What is in it.
+    interface : str
+        What loads it.
+    check : Check, optional
+        What a clean process found.
+    """
+
+    folder: HubFolder
+    interface: str
+    check: Optional[Check] = None
+
+
+def make_folder(
+    experiment: Union[str, Path, Experiment],
+    options: PublishOptions = PublishOptions(),
+) -> Publication:
+    """Make a folder that stock SpeechBrain loads, from an experiment.
+
+    It is built beside its place, loaded in a clean process and scored on a few
+    test utterances, searched for paths of this machine, and only then put
+    where it belongs.
+
+    Arguments
+    ---------
+    experiment : str, Path or Experiment
+        Output folder of a recipe that was run with the block.
+    options : PublishOptions
+        How.
+
+    Returns
+    -------
+    Publication
+
+    Raises
+    ------
+    PublishError
+        If something is missing, the model does not load or is not what was
+        measured, or paths of this machine would be published.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment = Experiment(experiment)
+    recipe = Recipe(experiment)
+    target = Path(options.output or experiment.ptq / "hub")
+    with staging(target) as scratch:
+        blueprint = _blueprint(recipe, options)
+        folder = fill_folder(
+            Path(scratch) / target.name,
+            recipe,
+            blueprint,
+            None if options.example is None else Path(options.example),
+            options.with_example,
+        )
+        check = None
+        if options.check:
+            check = check_folder(folder.path, blueprint.interface, recipe)
+        _add_exports(folder, options.exports)
+        _write_card(folder, recipe, blueprint, options.about, check)
+        _refuse_private(folder, recipe)
+        folder = put_in_place(folder, target)
+    return Publication(folder, blueprint.interface.name, check)
+
+
+def _blueprint(recipe: Recipe, options: PublishOptions) -> Blueprint:
+    if options.hyperparams is None:
+        return choose(recipe, options.interface).blueprint(recipe)
+    return _given_blueprint(recipe, Path(options.hyperparams), options)
+
+
+def _given_blueprint(
+    recipe: Recipe, path: Path, options: PublishOptions
+) -> Blueprint:
+    """Return the user's inference YAML, with the files that it loads."""
+    definitions = Definitions.load(path)
+    node = definitions.get("pretrainer")
+    if node is None or not class_name(node).endswith(".Pretrainer"):
+        raise PublishError(
+            f"{path} has no pretrainer (speechbrain.utils.parameter_transfer."
+            "Pretrainer): nothing would be loaded."
+        )
+    given = {name: arguments(value) for name, value in arguments(node).items()}
+    elsewhere = set(given.get("paths", {}))
+    files = [n for n in given.get("loadables", {}) if n not in elsewhere]
+    for name in files:
+        if name not in recipe.files:
+            raise PublishError(
+                f"{path} loads '{name}', but "
+                f"{recipe.experiment.ptq / 'checkpoint'} has no {name}.ckpt "
+                f"(there: {', '.join(sorted(recipe.files))})."
+            )
+    unhooked = recipe.quantized & set(files) - set(
+        given.get("custom_hooks", {})
+    )
+    if unhooked:
+        raise PublishError(
+            f"{path}: the pretrainer needs custom_hooks for the quantized "
+            f"{', '.join(sorted(unhooked))}: !name:speechbrain_stablequant."
+            "load_quantized"
+        )
+    known = interface(options.interface) if options.interface else None
+    text = path.read_text(encoding="utf-8")
+    return Blueprint(known or interface_of(path), text, files)
+
+
+def _add_exports(folder: HubFolder, runtimes: tuple[str, ...]) -> None:
+    """Add models for other runtimes."""
+    for runtime in runtimes:
+        from speechbrain_stablequant.cli import export
+
+        export.export_model(str(folder.path), runtime, folder.path / runtime)
+
+
+def _write_card(folder, recipe, blueprint, about: About, check) -> None:
+    """Write the card."""
+    about = replace(
+        about,
+        base_model=about.base_model or blueprint.base_model,
+        example=folder.example,
+    )
+    text = model_card(
+        about,
+        blueprint.interface,
+        recipe.experiment.report,
+        recipe.experiment.plan,
+        check,
+    )
+    (folder.path / CARD).write_text(text, encoding="utf-8")
+
+
+def _refuse_private(folder: HubFolder, recipe: Recipe) -> None:
+    found = find_private(folder, private_words(recipe))
+    if found:
+        raise PublishError(
+            "These files have paths of this machine in them, which are not "
+            f"published: {'; '.join(found[:5])}. Make them relative in the "
+            "inference YAML (--hyperparams)."
+        )
