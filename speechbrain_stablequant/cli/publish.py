@@ -149,7 +149,7 @@ def _options(arguments):
         license=arguments.license,
         dataset=arguments.dataset,
         base_model=arguments.base_model,
-        recipe=arguments.trained_with,
+        trained_with=arguments.trained_with,
     )
     exports = ("openvino", "onnx")
     return PublishOptions(

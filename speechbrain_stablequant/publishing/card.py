@@ -56,7 +56,7 @@ class About:
         What it was fine-tuned from.
     example : str, optional
         Name of the audio file in the folder.
-    recipe : str, optional
+    trained_with : str, optional
         How it was trained, for people: a command, or an address.
     """
 
@@ -66,7 +66,7 @@ class About:
     dataset: Optional[str] = None
     base_model: Optional[str] = None
     example: Optional[str] = None
-    recipe: Optional[str] = None
+    trained_with: Optional[str] = None
 
 
 def model_card(
@@ -348,8 +348,8 @@ def _measured_on(report: dict, check: Optional[Check]) -> list[str]:
 
 def _reproduce(about: About) -> list[str]:
     parts = ["## Reproduce"]
-    if about.recipe:
-        parts.append(f"Trained and quantized with: {about.recipe}")
+    if about.trained_with:
+        parts.append(f"Trained and quantized with: {about.trained_with}")
     parts.append(
         "In the recipe, `plan: plan.json` in the `ptq` block applies the same "
         "plan to a float checkpoint, without calibration and search."

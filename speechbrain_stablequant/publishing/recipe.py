@@ -78,7 +78,7 @@ class Recipe:
 
     def object(self, name: str) -> Optional[Node]:
         """Return the node of a loadable."""
-        return self.objects.get(name)
+        return self.objects.get(name, self.definitions.get(name))
 
     def module(self, *names: str) -> Optional[str]:
         """Return the first of some names that is a module of the Brain."""

@@ -160,6 +160,8 @@ def _decoder_needs(recipe: Recipe) -> Needs:
 def _language_model(recipe: Recipe, search: str) -> dict[str, Node]:
     """Return the loadable of a language model that the search refers to."""
     within = recipe.names_within(recipe.definitions[search])
+    nodes = [recipe.object(name) for name in recipe.files]
+    ours = {recipe.definitions.name_of(n) for n in nodes if n is not None}
     found = {}
     for file, node in recipe.objects.items():
         name = recipe.definitions.name_of(node)
@@ -167,6 +169,7 @@ def _language_model(recipe: Recipe, search: str) -> dict[str, Node]:
             name in within
             and is_class(node, *LANGUAGE_MODELS)
             and file not in recipe.modules
+            and name not in ours
         ):
             found[file] = reference(name)
     return found

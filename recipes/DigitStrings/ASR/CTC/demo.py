@@ -5,14 +5,13 @@ To run it, do the following:
 > python demo.py
 
 It runs the recipe (``train.py hparams/demo.yaml``) on digit strings that
-espeak-ng speaks in many voices, then loads the quantized checkpoint with stock
-SpeechBrain and recognises the test set twice more: by reference execution and on
-integer kernels. All further arguments go to the recipe.
+espeak-ng speaks in many voices, makes a folder for a model hub, loads it with
+stock SpeechBrain and recognises the test set twice more: by reference execution
+and on integer kernels. All further arguments go to the recipe.
 """
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -26,18 +25,22 @@ from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_stablequant import accelerate, runtime_report
+from speechbrain_stablequant.publishing import (
+    About,
+    PublishOptions,
+    make_folder,
+)
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "demo" / "1986"
 
 
 def publish() -> Path:
-    """Put the inference YAML beside the quantized files."""
-    folder = RESULTS / "ptq" / "checkpoint"
-    shutil.copy(
-        HERE / "hparams" / "inference.yaml", folder / "hyperparams.yaml"
-    )
-    return folder
+    """Make the folder for a hub, as ``stablequant publish`` does."""
+    about = About(language="en", trained_with="make demo")
+    publication = make_folder(RESULTS, PublishOptions(about=about))
+    print(f"\nPublishable: {publication.check.line()}")
+    return publication.folder.path
 
 
 def recognise(model: EncoderASR, rows: list, batch_size: int = 32) -> float:
@@ -74,7 +77,7 @@ def main(arguments: list) -> None:
 
     report = json.loads((RESULTS / "ptq" / "report.json").read_text())
     expected = report["tests"][0]["metrics"]["WER"]["quantized"]
-    print(f"\nLoaded from {folder}")
+    print(f"Loaded from {folder}")
     for row in rows[-3:]:
         print(f"  {row['wrd']}  ->  {model.transcribe_file(row['wav'])}")
     print(f"WER of the quantized model in the recipe:  {expected:.2f} %")
@@ -85,6 +88,9 @@ def main(arguments: list) -> None:
         f"{(time.time() - start) / 60:.1f} minutes, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
+    print(f"Report page: {RESULTS / 'ptq' / 'report.html'}")
+    print(f"Folder for a model hub: {folder}")
+    print("To upload it: stablequant publish EXPERIMENT --repo user/name")
     # Integer kernels round in another order: a word or two may differ.
     if max(abs(wer - expected), abs(fast_wer - expected)) > 0.5:
         sys.exit("The loaded model does not give the recipe's result.")
