@@ -16,7 +16,9 @@ from speechbrain_stablequant.publishing.examples import (
     utterances,
 )
 from speechbrain_stablequant.publishing.interfaces import Blueprint
+from speechbrain_stablequant.publishing.interfaces.base import is_class
 from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.publishing.tokenizers import without_paths
 
 __all__ = [
     "HubFolder",
@@ -92,7 +94,10 @@ def fill_folder(
     folder = HubFolder(path)
     ptq = recipe.experiment.ptq
     for name in blueprint.files:
-        shutil.copyfile(recipe.files[name], path / f"{name}.ckpt")
+        data = recipe.files[name].read_bytes()
+        if is_class(recipe.object(name), "SentencePieceProcessor"):
+            data = without_paths(data)
+        (path / f"{name}.ckpt").write_bytes(data)
     (path / "plan.json").write_text(
         recipe.experiment.plan.to_json() + "\n", encoding="utf-8"
     )
