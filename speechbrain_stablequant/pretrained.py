@@ -68,8 +68,9 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
             folder / "checkpoint", root, planned.plan, None
         )
         save_plan(planned.plan, folder / "plan.json")
-        report.save(folder)
-    report.announce()
+        report.publish(folder, plots=quantizer.plots)
+    else:
+        report.announce()
     if quantizer.backend is not None:
         acceleration = Acceleration(root, quantizer.backend)
         acceleration.install()

@@ -103,6 +103,8 @@ class PostTrainingQuantizer:
         training by the same key. By default the key by which the recipe keeps
         its checkpoints, if that is one; else the weights stay as training has
         left them.
+    plots : bool
+        Whether to make ``report.html`` and ``plots`` beside ``report.json``.
     **knobs : dict
         See `speechbrain_stablequant.settings.Settings`.
 
@@ -129,6 +131,7 @@ class PostTrainingQuantizer:
         allow_float: Union[str, list] = (),
         min_key: Optional[str] = None,
         max_key: Optional[str] = None,
+        plots: bool = True,
         **knobs: Any,
     ):
         if pretrainer is not None and knobs.get("plan") is None:
@@ -143,7 +146,7 @@ class PostTrainingQuantizer:
         if not suffix:
             raise KnobError("suffix must not be empty: files would be lost.")
         self.modules, self.when, self.suffix = modules, when, suffix
-        self.evaluate_float = evaluate_float
+        self.evaluate_float, self.plots = evaluate_float, plots
         self.output_folder = output_folder
         self.calibration = (calibration_batches, calibration_forward)
         self.backend = make_backend(
@@ -396,8 +399,8 @@ class PostTrainingQuantizer:
             save_plan(planned.plan, folder / "plan.json")
         if result is not None:
             report.add(result, self.settings.seed)
-        report.save(folder)
-        report.announce(getattr(brain.hparams, "train_logger", None))
+        train_logger = getattr(brain.hparams, "train_logger", None)
+        report.publish(folder, train_logger, self.plots)
 
 
 def _check_names(knobs: dict) -> None:

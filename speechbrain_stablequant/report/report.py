@@ -22,6 +22,8 @@ from speechbrain_stablequant.report.front import (
     front_lines,
     save_front,
 )
+from speechbrain_stablequant.report.loggers import log_results
+from speechbrain_stablequant.report.page.files import make_page
 from speechbrain_stablequant.report.rows import (
     search_lines,
     size_row,
@@ -94,7 +96,7 @@ class TestResult:
                 row["float"] = metric.value(before[1])
                 row["float_interval"] = _ends(metric, before[1], seed)
                 row.update(_change(before[1], items, metric, seed))
-            row["items"] = len(items)
+            row["items"], row["unit"] = len(items), metric.unit
             rows[name] = row
         return {
             "name": self.name,
@@ -247,6 +249,28 @@ class Report:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(table + "\n")
 
+    def publish(self, folder: Path, train_logger=None, plots: bool = True):
+        """Write, announce and draw the results, in this order.
+
+        Whatever goes wrong with pictures or with a logger is a warning: the
+        results are there by then.
+
+        Arguments
+        ---------
+        folder : Path
+            Where the files go.
+        train_logger : speechbrain.utils.train_logger.TrainLogger, optional
+            The recipe's.
+        plots : bool
+            Whether to make ``report.html`` and ``plots``.
+        """
+        self.save(folder)
+        self.announce(train_logger)
+        pictures = _draw(folder) if plots else {}
+        log_results(
+            train_logger, finite(self.to_dict()), self.table(), pictures
+        )
+
     def _remarks(self) -> list[str]:
         planned = self.planned
         lines = [] if self.weights is None else [weights_line(self.weights)]
@@ -274,3 +298,20 @@ def _write(path: Path, value, **layout) -> None:
     """Write strict JSON."""
     text = json.dumps(finite(value), allow_nan=False, **layout)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def _draw(folder: Path) -> dict[str, Path]:
+    """Make the page; return its pictures, none where that fails."""
+    try:
+        page, pictures = make_page(folder)
+    except Exception as err:
+        logger.warning(
+            "The page %s could not be made (%s: %s); the results are in "
+            "report.json beside it.",
+            folder / "report.html",
+            type(err).__name__,
+            err,
+        )
+        return {}
+    logger.info("Report: %s", page)
+    return pictures

@@ -63,6 +63,7 @@ def build(folder, cls=TinyBrain, net=None, lr=0.01, run_opts=None, **knobs):
         checkpointer=checkpointer,
         method="quantization_aware",
         training=training,
+        plots=knobs.pop("plots", False),
         **{"bits": "W2A8", "min_coverage": 0.1, "min_key": "loss", **knobs},
     )
     hparams = {

@@ -22,6 +22,7 @@ TEST_SETS = ("test-clean", "test-other")
 BLOCK = """
 ptq: !new:speechbrain_stablequant.PostTrainingQuantizer
     checkpointer: !ref <checkpointer>
+    plots: False
 """
 
 

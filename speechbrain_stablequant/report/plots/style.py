@@ -1,41 +1,24 @@
-"""One look for all pictures, and files that do not change by themselves.
-
-A page replaces the colours named here by variables of its style sheet, so that
-pictures follow its light and dark theme.
-"""
+"""One look for all pictures, and files that do not change by themselves."""
 
 import contextlib
+import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.style
 from matplotlib.figure import Figure
 
+from speechbrain_stablequant.report.colors import COLORS
+
 __all__ = [
     "COLORS",
     "bare",
     "label_names",
     "save_figure",
-    "short_names",
     "styled",
+    "svg_text",
 ]
-
-# By Okabe and Ito: told apart with any kind of colour vision.
-COLORS = {
-    "blue": "#0072b2",
-    "red": "#d55e00",
-    "green": "#009e73",
-    "purple": "#a2558a",
-    "yellow": "#c69214",
-    "sky": "#4a9fd0",
-    "ink": "#333333",
-    "grey": "#9a9a9a",
-    "light": "#e6e6e6",
-    "paper": "#ffffff",
-    # On a patch of colour, where the theme of the page is not to change it
-    "on_light": "#222222",
-    "on_dark": "#fefefe",
-}
 
 _STYLE = {
     "font.size": 9,
@@ -79,16 +62,32 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         Both files.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for ending, metadata in (
-        (".png", {"Software": None}),
-        (".svg", {"Date": None, "Creator": None}),
-    ):
-        path = stem.with_name(stem.name + ending)
-        with styled():
-            figure.savefig(path, dpi=150, metadata=metadata)
-        paths.append(path)
-    return paths
+    svg, png = (stem.with_name(stem.name + end) for end in (".svg", ".png"))
+    svg.write_text(svg_text(figure), encoding="utf-8")
+    with styled():
+        figure.savefig(png, dpi=150, metadata={"Software": None})
+    return [png, svg]
+
+
+def svg_text(figure: Figure) -> str:
+    """Return a figure as an SVG document.
+
+    Arguments
+    ---------
+    figure : matplotlib.figure.Figure
+        The figure.
+
+    Returns
+    -------
+    str
+        Text stays text: it can be searched, and a page can style it.
+    """
+    file = io.BytesIO()
+    with styled():
+        figure.savefig(
+            file, format="svg", metadata={"Date": None, "Creator": None}
+        )
+    return file.getvalue().decode("utf-8")
 
 
 def bare(axes) -> None:
@@ -98,25 +97,11 @@ def bare(axes) -> None:
         spine.set_visible(False)
 
 
-def short_names(names: Sequence[str]) -> list[str]:
-    """Leave out the parts of names that all layers begin with.
-
-    Example
-    -------
-    >>> short_names(["model.a.conv", "model.b.conv"])
-    ['a.conv', 'b.conv']
-    """
-    parts = [name.split(".") for name in names]
-    skip = 0
-    while all(len(p) > skip + 1 for p in parts) and (
-        len({p[skip] for p in parts}) == 1
-    ):
-        skip += 1
-    return [".".join(p[skip:]) for p in parts]
-
-
 def label_names(names: Sequence[str], most: int = 46) -> list[str]:
     """Return names short enough to stand beside a picture.
+
+    The parts that most names begin with are left out; a head of its own does
+    not make all of the encoder's names long.
 
     Arguments
     ---------
@@ -127,14 +112,37 @@ def label_names(names: Sequence[str], most: int = 46) -> list[str]:
 
     Example
     -------
-    >>> label_names(["model.encoder", "model.a_very_long_name"], most=9)
-    ['encoder', 'a_ve…name']
+    >>> label_names(["model.a.conv", "model.b.conv"])
+    ['a.conv', 'b.conv']
+    >>> label_names(["m.enc.a", "m.enc.b", "m.enc.c", "m.enc.d", "head"])
+    ['…a', '…b', '…c', '…d', 'head']
+    >>> label_names(["model.a_very_long_name"], most=9)
+    ['mode…name']
     """
+    prefix = _common_prefix(names)
+    mark = "" if all(name.startswith(prefix) for name in names) else "…"
     labels = []
-    for name in short_names(names) if len(names) > 1 else names:
+    for name in names:
+        if prefix and name.startswith(prefix):
+            name = mark + name[len(prefix) :]
         text = "".join(c if c.isprintable() else "?" for c in name)
         if len(text) > most:
             half = (most - 1) // 2
             text = f"{text[: most - 1 - half]}…{text[-half:]}"
         labels.append(text)
     return labels
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """Return the parts that nearly all names begin with, dots included."""
+    prefix = ""
+    while len(names) > 1:
+        parts = Counter(
+            name[len(prefix) :].split(".")[0]
+            for name in names
+            if name.startswith(prefix) and "." in name[len(prefix) :]
+        )
+        if not parts or max(parts.values()) < 0.8 * len(names):
+            break
+        prefix += parts.most_common(1)[0][0] + "."
+    return prefix

@@ -1,5 +1,8 @@
 """The report of a small search, with a plan and its coverage."""
 
+import torch
+
+from speechbrain_stablequant.calibration import ActivationHistogram
 from speechbrain_stablequant.coverage import Coverage, ParameterCoverage
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.plan import (
@@ -133,3 +136,54 @@ def planned(search: dict) -> Planned:
             )
     plan = QuantizationPlan(layers, method="mixed_precision")
     return Planned(plan, Coverage(rows), search)
+
+
+def with_statistics(planned: Planned) -> Planned:
+    """Return a plan with what a calibration saw of all its layers."""
+    generator = torch.Generator().manual_seed(0)
+    for name, *_ in LAYERS:
+        histogram = ActivationHistogram()
+        histogram.observe(2 * torch.randn(4000, generator=generator))
+        planned.statistics[name] = {"x": histogram}
+    return planned
+
+
+def flagging_search(units: int = 3) -> dict:
+    """Return what ``method: stablequant`` reports: the first unit is bad."""
+    names = [f"model.conv{i + 1}" for i in range(units)]
+    changes = [12.5, *(0.1 * (i % 3) for i in range(units - 1))]
+    return {
+        "sensitivity": {
+            name: {
+                "change": change,
+                "low": change - 0.2,
+                "high": change + 0.2,
+                "confidence": 0.95,
+                "scored_on": "all",
+                "flagged": change > 0.25,
+            }
+            for name, change in zip(names, changes)
+        },
+        "flagged": names[:1],
+        "percentiles": {
+            names[0]: {
+                "chosen": 99.9,
+                "tried": [99.9, 100.0],
+                "confirmed": {"99.9": {"change": 0.1, "low": 0, "high": 0.2}},
+            }
+        },
+        "joint": {
+            "metric": "WER",
+            "float": 6.0,
+            "quantized": 6.1,
+            "change": 0.1,
+            "low": -0.1,
+            "high": 0.3,
+        },
+        "cost": {
+            "evaluations": 4,
+            "forward_passes": 2.0,
+            "computed_passes": 1.0,
+            "resumed": 0,
+        },
+    }

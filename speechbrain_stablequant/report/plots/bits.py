@@ -1,0 +1,111 @@
+"""Which layer has which width, and what that makes of its bytes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from speechbrain_stablequant.report.plots.style import (
+    COLORS,
+    bare,
+    label_names,
+    styled,
+)
+from speechbrain_stablequant.widths import parse_bits
+
+__all__ = ["bits_figure"]
+
+_MOST_LAYERS = 48  # one row each; beyond, layers of a type share one
+
+
+@styled()
+def bits_figure(rows: Sequence[dict], type_of) -> Figure:
+    """Draw the width of each layer, beside its bytes before and after.
+
+    In models with many layers those of one type share a row, with the number
+    of layers of each width.
+
+    Arguments
+    ---------
+    rows : sequence of dict
+        ``layers`` of the report.
+    type_of : callable
+        Returns the type of a layer from its name.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
+    """
+    many = len({row["layer"] for row in rows}) > _MOST_LAYERS
+    table = _grouped(rows, type_of if many else str)
+    names = list(table)
+    widths = sorted({row["bits"] for row in rows}, key=parse_bits)
+    height = 1.1 + 0.2 * max(len(names), 3)
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    ratios = [max(len(widths), 1) * 0.62, 2.6]
+    cells, bars = figure.subplots(
+        1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
+    )
+    for axes in (cells, bars):
+        bare(axes)
+        axes.xaxis.tick_top()
+    cells.set_yticks(
+        np.arange(len(names)) + 0.5, label_names(names), fontsize=7
+    )
+    _draw_cells(cells, table, widths, with_counts=many)
+    _draw_bytes(bars, table)
+    return figure
+
+
+def _grouped(rows, type_of) -> dict[str, dict[str, list[dict]]]:
+    """Return rows by layer (or type) and width."""
+    table: dict[str, dict[str, list[dict]]] = {}
+    for row in rows:
+        found = table.setdefault(type_of(row["layer"]), {})
+        found.setdefault(row["bits"], []).append(row)
+    return table
+
+
+def _draw_cells(axes, table, widths, with_counts: bool) -> None:
+    patches, colors = [], []
+    for place, found in enumerate(table.values()):
+        for bits, rows in found.items():
+            column = widths.index(bits)
+            patches.append(Rectangle((column + 0.06, place + 0.1), 0.88, 0.8))
+            is_float = parse_bits(bits)[0] >= 16
+            colors.append(COLORS["grey" if is_float else "blue"])
+            if with_counts:
+                axes.text(
+                    column + 0.5, place + 0.53, str(len(rows)), ha="center",
+                    va="center", fontsize=6.5, gid="count",
+                    color=COLORS["on_light" if is_float else "on_accent"],
+                )  # fmt: skip
+    axes.add_collection(
+        PatchCollection(patches, facecolors=colors, linewidths=0, gid="widths")
+    )
+    axes.set_xlim(0, max(len(widths), 1))
+    axes.set_ylim(len(table), 0)
+    axes.set_xticks(np.arange(len(widths)) + 0.5, widths, fontsize=8)
+    axes.grid(axis="y", color=COLORS["light"], linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def _draw_bytes(axes, table) -> None:
+    """Draw the bytes of each row, in float and as planned."""
+    before, after = (
+        [sum(r[key] for rows in found.values() for r in rows) / 1e6 for found in table.values()]
+        for key in ("float_num_bytes", "num_bytes")
+    )  # fmt: skip
+    places = np.arange(len(table)) + 0.5
+    axes.barh(places, before, 0.72, color=COLORS["light"], label="float")
+    axes.barh(places, after, 0.72, color=COLORS["blue"], label="quantized")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelleft=False)
+    axes.set_title("MB")
+    axes.figure.legend(
+        loc="outside lower right", ncols=2, frameon=False, handlelength=1
+    )
