@@ -131,22 +131,38 @@ def read_report(path: Union[str, Path]) -> dict:
             f"{path} is not a report of this package: it has no "
             f"{', '.join(map(repr, missing))}."
         )
-    if not all(map(_is_test, data["tests"])) or not all(
-        map(_is_file, data["files"])
-    ):
-        raise ExperimentError(f"{path} is damaged: its tests or files are.")
+    _check_rows(data, path)
     return data
 
 
-def _is_test(row) -> bool:
-    return _has(row, "name", str) and _has(row, "metrics", dict)
-
-
-def _is_file(row) -> bool:
-    return _has(row, "name", str) and _has(row, "num_bytes", int)
-
-
 _REPORT = {"label": str, "tests": list, "files": list, "coverage": dict}
+_PARAMETER = {
+    "name": str,
+    "status": str,
+    "detail": str,
+    "num_bytes": int,
+    "quantized_num_bytes": int,
+    "is_weight": bool,
+}
+
+
+def _check_rows(data: dict, path: Path) -> None:
+    """Refuse a report with rows that are no rows of ours."""
+    for where, rows, fields in (
+        ("tests", data["tests"], {"name": str, "metrics": dict}),
+        ("files", data["files"], {"name": str, "num_bytes": int}),
+        ("coverage", data["coverage"].get("parameters") or [], _PARAMETER),
+    ):
+        for row in rows:
+            if not all(_has(row, key, kind) for key, kind in fields.items()):
+                raise ExperimentError(
+                    f"{path} is damaged: a row of '{where}' is."
+                )
+    for test in data["tests"]:
+        if not all(isinstance(row, dict) for row in test["metrics"].values()):
+            raise ExperimentError(
+                f"{path} is damaged: the metrics of '{test['name']}' are."
+            )
 
 
 def _has(data, key: str, kind: type) -> bool:

@@ -33,7 +33,9 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "source", help="published folder, hub name, or published experiment"
     )
-    parser.add_argument("--to", required=True, choices=sorted(RUN))
+    parser.add_argument(
+        "--to", required=True, choices=sorted(RUN), help="format of the files"
+    )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
         "--overwrite",

@@ -1,0 +1,173 @@
+"""What things are: by content, never by unpickling."""
+
+import json
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from speechbrain_stablequant.adapters import MultiDomainLM
+
+from ..adapters.models import transformer
+from .conftest import SAMPLES, make_report
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_plan(stablequant, plan_file):
+    result = stablequant("inspect", plan_file)
+    assert result.code == 0
+    assert result.err == ""
+    rows = [line.split() for line in result.out.splitlines()]
+    assert ["enc", "int4", "symmetric", "per", "channel", "/"] in [
+        row[:6] for row in rows
+    ]
+    assert any(row[:1] == ["out"] and "float" in row for row in rows)
+
+
+def test_plan_with_all_layers_as_json(stablequant, plan_file):
+    data = stablequant("inspect", plan_file, "--layers", "--json").data
+    assert data["kind"] == "plan"
+    assert [row["name"] for row in data["layers"]] == ["enc.a", "enc.b", "out"]
+    assert [row["bits"] for row in data["layers"]] == [8, 4, 8]
+    given = data["layers"][0]["inputs"]["input"]
+    assert given["range"] == [-2.0, 2.0]
+    assert (given["percentile"], given["clipped"]) == (99.5, 0.01)
+    assert sum(group["layers"] for group in data["widths"]) == 3
+
+
+@pytest.mark.parametrize("path", sorted(SAMPLES.glob("*.ckpt")))
+def test_checkpoints_of_all_kinds(stablequant, path):
+    data = stablequant("inspect", path, "--layers", "--json").data
+    assert data["kind"] == "checkpoint"
+    assert data["files"][0]["num_bytes"] == path.stat().st_size
+    stored = sum(row["num_bytes"] for row in data["layers"])
+    assert 0 < stored < path.stat().st_size
+
+
+def test_report(stablequant, report_file):
+    result = stablequant("inspect", report_file("a"))
+    assert result.code == 0
+    assert "10.00" in result.out
+    assert "2.00 times as fast" in result.out
+
+
+def test_float_checkpoint_is_not_unpickled(stablequant, tmp_path):
+    trap = tmp_path / "trap"
+    for name, save in (
+        ("new.ckpt", torch.save),
+        ("old.ckpt", lambda obj, path: path.write_bytes(pickle.dumps(obj))),
+    ):
+        path = tmp_path / name
+        save(Bomb(trap), path)
+        result = stablequant("inspect", path)
+        assert result.code == 0
+        assert "not quantized" in result.out
+    assert not trap.exists()
+    assert zipfile.is_zipfile(tmp_path / "new.ckpt")
+
+
+def test_float_checkpoint_folder(stablequant, tmp_path):
+    (tmp_path / "CKPT.yaml").write_text("WER: 1\n")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "model.ckpt")
+    data = stablequant("inspect", tmp_path, "--json").data
+    assert data["kind"] == "float checkpoint"
+    assert [file["name"] for file in data["files"]] == ["model"]
+
+
+def test_domain(stablequant, tmp_path):
+    lm = MultiDomainLM(transformer())
+    lm.add_domain("music")
+    path = tmp_path / "music.safetensors"
+    lm.save_domain("music", path)
+    data = stablequant("inspect", path, "--json").data
+    assert data["kind"] == "domain"
+    assert data["about"]["domain"] == "music"
+    assert data["about"]["quantized"] is False
+
+
+def test_damaged_checkpoint(stablequant, tmp_path):
+    whole = (SAMPLES / "linear_w8.ckpt").read_bytes()
+    path = tmp_path / "half.ckpt"
+    for size in (40, len(whole) // 4, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        stablequant("inspect", path).check_mistake(str(path))
+
+
+def test_damaged_checkpoint_is_no_tokenizer(stablequant, tmp_path):
+    folder = tmp_path / "ptq" / "checkpoint"
+    folder.mkdir(parents=True)
+    whole = (SAMPLES / "linear_w8.ckpt").read_bytes()
+    (folder / "model.ckpt").write_bytes(whole[: len(whole) // 2])
+    stablequant("inspect", tmp_path).check_mistake("model.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("broken.json", '{"layers": ', ["broken.json", "JSON"]),
+        ("foreign.json", '{"a": 1}', ["neither a plan", "nor a report"]),
+        ("list.json", "[1, 2]", ["neither a plan"]),
+        ("text.ckpt", "0 => a\n", ["text.ckpt", "no quantized checkpoint"]),
+        ("empty.ckpt", "", ["empty.ckpt"]),
+        ("plan.json", '{"layers": {"a": {"weigth": {}}}}', ["weight"]),
+    ],
+)
+def test_wrong_files(stablequant, tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_text(content)
+    stablequant("inspect", path).check_mistake(*words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tests": [{"name": "t", "metrics": {"WER": 3}}]}, ["metrics of 't'"]),
+        ({"tests": [3]}, ["'tests'"]),
+        ({"files": [{"name": "a"}]}, ["'files'"]),
+        ({"coverage": {"parameters": [{}]}}, ["'coverage'"]),
+        ({"label": None}, ["'label'"]),
+    ],
+)
+def test_damaged_reports(stablequant, report_file, changes, words):
+    path = report_file("a", **changes)
+    stablequant("inspect", path).check_mistake("report.json", *words)
+
+
+def test_missing_things(stablequant, tmp_path):
+    stablequant("inspect", tmp_path / "no").check_mistake("is not there")
+    stablequant("inspect", tmp_path).check_mistake("no results", "ptq block")
+    stablequant("inspect", "some/where/else").check_mistake("is not there")
+
+
+def test_hub_name_that_cannot_be_fetched(stablequant, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = stablequant("inspect", "nobody/nothing")
+    result.check_mistake("nobody/nothing", "hub")
+
+
+def test_folder_without_checkpoints(stablequant, tmp_path, plan):
+    plan.save(tmp_path / "ptq" / "plan.json")
+    data = stablequant("inspect", tmp_path, "--json").data
+    assert (data["kind"], data["files"]) == ("experiment", [])
+    (tmp_path / "ptq" / "report.json").write_text(json.dumps(make_report()))
+    assert stablequant("inspect", tmp_path / "ptq", "--json").data["report"]
+
+
+def test_published_folder(stablequant, tmp_path):
+    shutil.copy(SAMPLES / "linear_w4.ckpt", tmp_path / "model.ckpt")
+    (tmp_path / "hyperparams.yaml").write_text("modules: {}\n")
+    data = stablequant("inspect", tmp_path, "--layers", "--json").data
+    assert data["kind"] == "published"
+    assert all(row["name"].startswith("model.") for row in data["layers"])
