@@ -31,7 +31,7 @@ repository_url = os.environ.get("READTHEDOCS_GIT_CLONE_URL", "")
 repository_url = repository_url.removesuffix(".git")
 
 html_theme = "furo"
-html_title = f"speechbrain_stablequant {version}"
+html_title = f"stablequant {version}"
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["wide_tables.css"]
