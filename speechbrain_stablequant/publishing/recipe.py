@@ -183,6 +183,23 @@ class Recipe:
                 places.append(parents[depth] / path)
         return next((place for place in places if place.exists()), None)
 
+    def label_file(self, name: str) -> Optional[Path]:
+        """Return the file with the labels that a loadable encodes.
+
+        Recipes of the toolkit fill an encoder that they make in Python, and
+        keep it in ``save/label_encoder.txt``; the one of the YAML, which is in
+        the checkpoint, may have stayed empty.
+        """
+        own = self.files.get(name)
+        if own is not None and _has_labels(own):
+            return own
+        places = [
+            self.experiment.folder / folder / f"{stem}.txt"
+            for folder in ("save", ".")
+            for stem in ("label_encoder", "tokenizer", name)
+        ]
+        return next((p for p in places if p.is_file() and _has_labels(p)), None)
+
     def pretrained_path(self, name: str) -> Optional[str]:
         """Return where the recipe's pretrainer gets a loadable from."""
         for _, node in self.definitions.values():
@@ -192,3 +209,13 @@ class Recipe:
                 if found is not None:
                     return str(plain(found))
         return None
+
+
+def _has_labels(path: Path) -> bool:
+    """Whether a file of the toolkit's encoders has a label in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    labels, _, _ = text.partition("================")
+    return " => " in labels

@@ -1,5 +1,6 @@
 """Speech recognition: with CTC, or with an attention decoder."""
 
+from pathlib import Path
 from typing import Optional
 
 from yaml import Node
@@ -56,6 +57,8 @@ def _tokenizer(recipe: Recipe) -> tuple[Node, dict[str, Node]]:
             file = next(
                 (n for n in recipe.files if recipe.object(n) is node), name
             )
+            if not is_class(node, "SentencePieceProcessor"):
+                recipe.files[file] = _labels(recipe, file)
             return reference(known), {file: reference(known)}
     raise PublishError(
         f"{recipe.definitions.source} has no tokenizer that is saved with the "
@@ -65,7 +68,19 @@ def _tokenizer(recipe: Recipe) -> tuple[Node, dict[str, Node]]:
     )
 
 
-def _normalizer_frequency(recipe: Recipe) -> dict[str, Node]:
+def _labels(recipe: Recipe, name: str) -> Path:
+    """Return the file of a text encoder; an empty one decodes nothing."""
+    path = recipe.label_file(name)
+    if path is None:
+        raise PublishError(
+            f"{recipe.experiment.ptq / 'checkpoint' / name}.ckpt has no labels, "
+            f"and {recipe.experiment.folder / 'save' / 'label_encoder.txt'} is "
+            "not there: without them nothing can be decoded."
+        )
+    return path
+
+
+def _audio_normalizer(recipe: Recipe) -> dict[str, Node]:
     """Return what an interface needs at another sampling rate than 16 kHz."""
     rate = recipe.number("sample_rate", 16000)
     if rate == 16000:
@@ -112,7 +127,7 @@ def _ctc_needs(recipe: Recipe) -> Needs:
         "encoder": new(SEQUENTIAL, **chain),
         "tokenizer": tokenizer,
         **_ctc_decoding(recipe),
-        **_normalizer_frequency(recipe),
+        **_audio_normalizer(recipe),
     }
     return Needs(nodes, {"encoder": reference("encoder")}, loadable)
 
@@ -152,7 +167,7 @@ def _decoder_needs(recipe: Recipe) -> Needs:
         # The interface then gives lengths to the Transformer, for its masks.
         nodes["transformer_beam_search"] = inline(True)
         modules["transformer"] = recipe.refer("Transformer")
-    nodes.update(_normalizer_frequency(recipe))
+    nodes.update(_audio_normalizer(recipe))
     loadables.update(_language_model(recipe, search))
     return Needs(nodes, modules, loadables)
 

@@ -55,7 +55,12 @@ def _classifier_needs(recipe: Recipe) -> Needs:
             "the embeddings with --interface SpeakerRecognition."
         )
     modules["classifier"] = recipe.refer("classifier")
-    path = _label_file(recipe)
+    path = recipe.label_file(LABELS)
+    if path is None:
+        raise PublishError(
+            f"The names of the classes were not found: "
+            f"{recipe.experiment.folder / 'save' / LABELS}.txt is not there."
+        )
     recipe.files[LABELS] = path
     node = recipe.object(LABELS) or recipe.definitions.get(LABELS)
     nodes = {}
@@ -63,21 +68,6 @@ def _classifier_needs(recipe: Recipe) -> Needs:
         # The recipes make it in Python.
         nodes[LABELS] = new("speechbrain.dataio.encoder.CategoricalEncoder")
     return Needs(nodes, modules, {LABELS: reference(LABELS)})
-
-
-def _label_file(recipe: Recipe):
-    """Return the file with the names of the classes."""
-    if LABELS in recipe.files:
-        return recipe.files[LABELS]
-    folder = recipe.experiment.folder
-    places = [folder / "save" / f"{LABELS}.txt", folder / f"{LABELS}.txt"]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise PublishError(
-            f"The names of the classes were not found: {places[0]} is not "
-            "there."
-        )
-    return found
 
 
 SPEAKER_RECOGNITION = Interface(
