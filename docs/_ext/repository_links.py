@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["setup"]
+__all__ = ["Site", "setup", "under_one_title"]
 
 _LINK = re.compile(r"\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 _COPIES = "repository"
@@ -44,7 +44,8 @@ class Site:
         """Write the copies; those that are as they should be stay untouched."""
         wanted = {self.copy_of(path): path for path in self.readmes}
         for copy, path in wanted.items():
-            text = self.follow(path.read_text(), path, copy)
+            text = under_one_title(path.read_text())
+            text = self.follow(text, path, copy)
             if path == self.root / "README.md":
                 text = _ORPHAN + text
             if not copy.is_file() or copy.read_text() != text:
@@ -89,6 +90,33 @@ class Site:
             if target.suffix == ".md" or target.is_dir():
                 raise ValueError(f"{shown_in}: no page for a link to {target}")
         return Path(os.path.relpath(target, shown_in.parent)).as_posix()
+
+
+def under_one_title(text):
+    """Put headings one level down where a text has several of the first.
+
+    The READMEs of recipes have, as SpeechBrain's; on a site each would be a
+    page of its own in the tables of contents.
+
+    Arguments
+    ---------
+    text : str
+        Markdown.
+
+    Returns
+    -------
+    str
+        The text.
+    """
+    lines, headings, inside = text.split("\n"), [], False
+    for number, line in enumerate(lines):
+        inside ^= line.lstrip().startswith("```")
+        if not inside and re.match("#+ ", line):
+            headings.append(number)
+    if sum(lines[n].startswith("# ") for n in headings) > 1:
+        for number in headings[1:]:
+            lines[number] = "#" + lines[number]
+    return "\n".join(lines)
 
 
 def _site(app):

@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and says what it must say."""
 
+import doctest
 import importlib.util
 import subprocess
 import sys
@@ -131,3 +132,19 @@ def test_links_of_a_readme_work_in_its_copy():
     assert site.follow(text, readme, site.copy_of(readme)) == (
         "[KS](KS/README.md) ![x](../../../../recipes/SUPERB/superb.svg)"
     )
+
+
+def test_a_readme_has_one_title_in_its_copy():
+    from repository_links import under_one_title
+
+    text = "# A\n# B\n```shell\n# no heading\n```\n## C\n"
+    expected = "# A\n## B\n```shell\n# no heading\n```\n### C\n"
+    assert under_one_title(text) == expected
+    assert under_one_title("# A\n## B\n") == "# A\n## B\n"
+
+
+def test_examples_of_the_extensions():
+    import argument_sections
+
+    assert doctest.testmod(argument_sections).attempted
+    assert not doctest.testmod(argument_sections).failed
