@@ -81,7 +81,8 @@ def run(arguments) -> dict:
     finally:
         torch.set_num_threads(before)
     seconds = [len(signal) / model.sample_rate for signal in signals]
-    rows = [_row(candidate, found[0], sum(seconds)) for candidate in found]
+    exact = next((c for c in found if c.name == "reference"), None)
+    rows = [_row(each, found[0], exact, sum(seconds)) for each in found]
     return {
         "ok": not any(row["failure"] for row in rows),
         "source": arguments.source,
@@ -107,8 +108,8 @@ def _installed_runtimes() -> list[str]:
     return ["openvino", "onnx"] if onnx else ["openvino"]
 
 
-def _row(candidate, first, audio_seconds: float) -> dict:
-    """Return the figures of a candidate, beside those of the first."""
+def _row(candidate, first, exact, audio_seconds: float) -> dict:
+    """Return the figures of a candidate, beside float and reference."""
     from speechbrain_stablequant.cli.timing import agreement
 
     row = {
@@ -120,6 +121,7 @@ def _row(candidate, first, audio_seconds: float) -> dict:
         "real_time_factor": None,
         "times_as_fast": None,
         "agreement": None,
+        "agreement_with_reference": None,
         "runtime": None,
     }
     if candidate.median_seconds is not None:
@@ -128,6 +130,9 @@ def _row(candidate, first, audio_seconds: float) -> dict:
         row["times_as_fast"] = first.median_seconds / candidate.median_seconds
     if candidate.outputs and first.outputs:
         row["agreement"] = agreement(candidate.outputs, first.outputs)
+    if candidate.outputs and exact is not None and exact.outputs:
+        same = agreement(candidate.outputs, exact.outputs)
+        row["agreement_with_reference"] = same
     if candidate.acceleration is not None:
         report = candidate.acceleration.report()
         row["runtime"] = {
@@ -151,19 +156,20 @@ def lines(result: dict) -> list[str]:
         f"{result['load_seconds']:.1f} s",
         "",
     ]
-    rows = [
-        ("", "real-time factor", "times as fast", "like float", "first pass")
-    ]
+    head = ["", "real-time factor", "times as fast", "first pass", "like float"]
+    exact = any(r["agreement_with_reference"] for r in result["candidates"])
+    rows = [[*head, "like reference"] if exact else head]
     for row in result["candidates"]:
-        rows.append(
-            (
-                row["name"],
-                _number(row["real_time_factor"], 4),
-                _number(row["times_as_fast"], 2),
-                _agreement(row["agreement"]),
-                f"{row['first_pass_seconds']:.1f} s",
-            )
-        )
+        cells = [
+            row["name"],
+            _number(row["real_time_factor"], 4),
+            _number(row["times_as_fast"], 2),
+            f"{row['first_pass_seconds']:.1f} s",
+            _agreement(row["agreement"]),
+        ]
+        if exact:
+            cells.append(_agreement(row["agreement_with_reference"]))
+        rows.append(cells)
     found += [*table(rows), ""]
     for row in result["candidates"]:
         if row["failure"]:

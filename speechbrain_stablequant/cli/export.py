@@ -55,18 +55,11 @@ def run(arguments) -> dict:
     from speechbrain_stablequant.cli.folders import check_output, filled
     from speechbrain_stablequant.cli.models import load_model
     from speechbrain_stablequant.cli.output import note, to_json
-    from speechbrain_stablequant.cli.sources import SourceError
 
     output = check_output(arguments.output, arguments.overwrite)
     model = load_model(arguments.source)
-    if not model.takes_audio:
-        raise SourceError(
-            f"{arguments.source} is loaded with {model.name}, which takes no "
-            "audio: export it from Python with "
-            "speechbrain_stablequant.runtime.export_onnx(model, inputs, path)."
-        )
     note(f"converting {model.name}")
-    parts = find_parts(model, arguments.to, samples(model.sample_rate))
+    parts = find_parts(model, arguments.to, samples(model))
     with filled(output, arguments.overwrite) as work:
         rows = []
         for part in parts:
@@ -122,7 +115,7 @@ def _about(arguments, model, rows: list[dict]) -> dict:
         "source": arguments.source,
         "interface": model.name,
         "to": arguments.to,
-        "sample_rate": model.sample_rate,
+        "sample_rate": model.sample_rate if model.takes_audio else None,
         "files": rows,
         "versions": {p: metadata.version(p) for p in packages[arguments.to]},
         "environment": environment(),

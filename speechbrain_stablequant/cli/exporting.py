@@ -1,10 +1,11 @@
 """Files for runtimes alone, from what `accelerate` would compile."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
@@ -58,30 +59,60 @@ class Part:
         return list(zip(names, tensors))
 
 
-def samples(sample_rate: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return two batches of synthetic voices, of different size and length.
+def samples(model: LoadedModel) -> list[Callable[[], Any]]:
+    """Return two ways to call a model, of different sizes and lengths.
 
     Arguments
     ---------
-    sample_rate : int
-        In Hz.
+    model : LoadedModel
+        One that takes audio, or a language model.
+
+    Raises
+    ------
+    RuntimeConversionError
+        If it is neither.
     """
-    generator = torch.Generator().manual_seed(1986)
-    batches = []
-    for count, seconds in ((2, 2.0), (3, 3.1)):
-        time = torch.arange(int(seconds * sample_rate)) / sample_rate
-        pitch = 90 + 120 * torch.rand(count, 1, generator=generator)
-        angle = 2 * torch.pi * pitch * time
-        wave = sum((k * angle).sin() / k for k in range(1, 12))
-        wave = wave * (0.6 + 0.4 * (2 * torch.pi * 3 * time).sin())
-        noise = torch.randn(wave.shape, generator=generator)
-        lens = torch.linspace(1.0, 0.8, count)
-        batches.append((0.1 * wave + 0.005 * noise, lens))
-    return batches
+    if model.takes_audio:
+        batches = [
+            _voices(count, seconds, model.sample_rate)
+            for count, seconds in ((2, 2.0), (3, 3.1))
+        ]
+        return [functools.partial(model.run, *batch) for batch in batches]
+    if "lm" in model.interface.mods:
+        texts = [_tokens(model, *shape) for shape in ((2, 9), (3, 14))]
+        return [functools.partial(model.read, tokens) for tokens in texts]
+    raise RuntimeConversionError(
+        f"{model.name} takes neither audio nor tokens: export its modules from "
+        "Python with speechbrain_stablequant.runtime.export_onnx."
+    )
+
+
+def _voices(count: int, seconds: float, rate: int):
+    """Return a batch of synthetic voices, and relative lengths."""
+    generator = torch.Generator().manual_seed(count)
+    time = torch.arange(int(seconds * rate)) / rate
+    pitch = 90 + 120 * torch.rand(count, 1, generator=generator)
+    angle = 2 * torch.pi * pitch * time
+    wave = sum((k * angle).sin() / k for k in range(1, 12))
+    wave = wave * (0.6 + 0.4 * (2 * torch.pi * 3 * time).sin())
+    noise = torch.randn(wave.shape, generator=generator)
+    return 0.1 * wave + 0.005 * noise, torch.linspace(1.0, 0.8, count)
+
+
+def _tokens(model: LoadedModel, count: int, length: int) -> torch.Tensor:
+    """Return random tokens of a language model, without padding (0)."""
+    sizes = [
+        module.num_embeddings
+        for module in model.interface.mods.modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    generator = torch.Generator().manual_seed(count)
+    shape = (count, length)
+    return torch.randint(1, min(sizes), shape, generator=generator)
 
 
 def find_parts(
-    model: LoadedModel, runtime: str, batches: Sequence[tuple]
+    model: LoadedModel, runtime: str, calls: Sequence[Callable[[], Any]]
 ) -> list[Part]:
     """Find the largest parts that a runtime compiles, and how they are called.
 
@@ -91,8 +122,8 @@ def find_parts(
         The model.
     runtime : str
         ``onnx`` or ``openvino``.
-    batches : list of tuple
-        Waveforms and relative lengths to run it on.
+    calls : list of callable
+        Ways to call it, see `samples`.
 
     Raises
     ------
@@ -106,7 +137,7 @@ def find_parts(
     acceleration = Acceleration(root, backend)
     acceleration.install()
     try:
-        model.run(*batches[0])
+        calls[0]()
     finally:
         acceleration.remove()
     found = []
@@ -120,11 +151,11 @@ def find_parts(
             f"No part of the model can be converted for {runtime}: "
             f"{'; '.join(sorted(reasons)) or 'nothing quantized was called'}."
         )
-    _record(model, found, batches)
+    _record(found, calls)
     return found
 
 
-def _record(model: LoadedModel, parts: list[Part], batches) -> None:
+def _record(parts: list[Part], calls) -> None:
     """Note arguments and results of parts in reference execution."""
     hooks = []
     for part in parts:
@@ -139,8 +170,8 @@ def _record(model: LoadedModel, parts: list[Part], batches) -> None:
 
         hooks.append(part.module.register_forward_hook(note, with_kwargs=True))
     try:
-        for batch in batches:
-            model.run(*batch)
+        for call in calls:
+            call()
     finally:
         for hook in hooks:
             hook.remove()

@@ -60,6 +60,11 @@ class LoadedModel:
         vectors = self.interface.encode_batch(wavs, lens)
         return [vector.flatten().clone() for vector in vectors]
 
+    @torch.no_grad()
+    def read(self, tokens: torch.Tensor) -> None:
+        """Run a language model on tokens, (batch, time)."""
+        self.interface.mods.lm(tokens)
+
 
 def load_model(source: str) -> LoadedModel:
     """Load a published folder, as a stranger would.
