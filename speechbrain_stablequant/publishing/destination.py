@@ -1,9 +1,10 @@
 """Where a publication goes: whether it may, and what is there now."""
 
+import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -13,6 +14,9 @@ from huggingface_hub.utils import (
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
     validate_repo_id,
 )
 
@@ -29,7 +33,14 @@ from speechbrain_stablequant.publishing.manifest import (
     read_manifest,
 )
 
-__all__ = ["HUB_FILES", "Destination", "Remote", "check_destination", "connect"]
+__all__ = [
+    "HUB_FILES",
+    "Destination",
+    "Remote",
+    "check_destination",
+    "connect",
+    "progress_bars",
+]
 
 HUB_FILES = frozenset({".gitattributes"})  # the hub makes it, and needs it
 _TIMEOUT = 20  # seconds, for the first answer of the hub
@@ -106,6 +117,19 @@ def connect(destination: Destination) -> HfApi:
         library_name="speechbrain_stablequant",
         library_version=__version__,
     )
+
+
+@contextlib.contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Hide the client's progress bars, unless they are to be shown."""
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def check_destination(destination: Destination) -> Remote:
@@ -282,7 +306,7 @@ def _read(api: HfApi, repo: str, info, name: str) -> bytes:
     sizes = {s.rfilename: s.size or 0 for s in info.siblings}
     if sizes.get(name, _LARGEST_JSON) >= _LARGEST_JSON:
         return b""
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, progress_bars(False):
         path = api.hf_hub_download(
             repo, name, revision=info.sha, cache_dir=cache
         )

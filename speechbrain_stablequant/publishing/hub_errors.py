@@ -21,8 +21,8 @@ _STATUS = {
     403: "The token may not write there, or may not at all. " + TOKEN_ADVICE,
     404: "The hub finds no such repository or branch, or the token may not "
     "see it. Check the name and the token.",
-    409: "Someone has created the same on the hub meanwhile. Repeat the "
-    "command: it looks at what is there now.",
+    409: "It is there already: someone has just made it, or the token may not "
+    "see it. Check the name and the token, then repeat the command.",
     412: "Someone has changed the branch meanwhile; nothing was published. "
     "Look at the change, then repeat the command.",
     413: "A file is larger than the hub takes. Publish fewer or smaller files.",
@@ -74,11 +74,14 @@ def _reason(err: BaseException) -> Optional[str]:
             return f"{_one_line(str(err))} (HTTP 400)"  # what is wrong where
         if status is not None:
             return _of_status(int(status), link)
+        if type(link).__name__ == "XetAuthenticationError":  # of its storage
+            return _STATUS[401]
     for link in chain:
         if _is_network(link):
             return _of_network(link)
     if isinstance(err, (RuntimeError, ValueError, OSError)):
-        return f"The upload failed: {_one_line(str(err))} {_AGAIN}"
+        said = f"{type(err).__name__}: {_one_line(str(err))}"
+        return f"It failed ({said}). {_AGAIN}"
     return None
 
 

@@ -1,17 +1,11 @@
 """Upload a publication to a model hub, in one commit."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.destination import (
@@ -20,6 +14,7 @@ from speechbrain_stablequant.publishing.destination import (
     Remote,
     check_destination,
     connect,
+    progress_bars,
 )
 from speechbrain_stablequant.publishing.hub_errors import explained
 from speechbrain_stablequant.publishing.manifest import (
@@ -112,7 +107,7 @@ def upload(
         raise PublishError(f"There are no files to publish from {folder}.")
     manifest = manifest_bytes(hashes)
     hashes[MANIFEST] = hash_bytes(manifest)
-    with _progress_bars(progress):
+    with progress_bars(progress):
         remote = check_destination(destination)
         added, deleted = _changes(hashes, remote, destination)
         operations = [
@@ -199,25 +194,10 @@ def _prepare(
         api.create_repo(
             repo, **({} if private is None else {"private": private})
         )
-        made.append(f"The repository {remote.url}, made for this, is empty.")
+        made.append(f"The repository {remote.url} was made, and may be empty.")
         parent = api.model_info(repo).sha
         missing = branch not in (None, "main")
     if missing:
         api.create_branch(repo, branch=branch, revision=parent)
-        made.append(
-            f"The branch '{branch}', made for this, stands where main does."
-        )
+        made.append(f"The branch '{branch}' was made, and may be as main is.")
     return parent
-
-
-@contextlib.contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    """Hide the client's progress bars, unless they are to be shown."""
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

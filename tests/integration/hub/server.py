@@ -6,7 +6,6 @@ are there once they are sent; a commit shows files all at once or not at all.
 
 import base64
 import contextlib
-import fnmatch
 import hashlib
 import json
 import re
@@ -18,63 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Optional
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_PATTERNS = ("*.ckpt", "*.safetensors", "*.bin", "*.png")
-ATTRIBUTES = "".join(f"{p} filter=lfs\n" for p in LFS_PATTERNS).encode()
-TOKENS = {  # what whoami says of each
-    "hf_write": {"role": "write"},
-    "hf_read": {"role": "read"},
-    "hf_fine": {
-        "role": "fineGrained",
-        "fineGrained": {
-            "scoped": [
-                {
-                    "entity": {"type": "user", "name": "ann"},
-                    "permissions": ["repo.content.read", "repo.write"],
-                }
-            ]
-        },
-    },
-    "hf_fine_read": {
-        "role": "fineGrained",
-        "fineGrained": {
-            "scoped": [
-                {
-                    "entity": {"type": "user", "name": "ann"},
-                    "permissions": ["repo.content.read"],
-                }
-            ]
-        },
-    },
-}
-ORGS = {"lab": "write", "club": "read"}
-
-
-@dataclass
-class Repository:
-    """Commits by id (what each file's content is), and where branches are."""
-
-    private: bool = False
-    commits: dict = field(default_factory=dict)
-    branches: dict = field(default_factory=dict)
-    messages: dict = field(default_factory=dict)
-    blobs: dict = field(default_factory=dict)  # large files, by SHA-256
-
-    def commit(self, branch: str, files: dict, message: str) -> str:
-        head = str(self.branches.get(branch))
-        seed = json.dumps([head, message, sorted(files), len(self.commits)])
-        oid = hashlib.sha1(seed.encode()).hexdigest()
-        self.commits[oid] = dict(files)
-        self.messages[oid] = message
-        self.branches[branch] = oid
-        return oid
-
-    def resolve(self, revision: str) -> Optional[str]:
-        oid = self.branches.get(revision, revision)
-        return oid if oid in self.commits else None
-
-    def files(self, branch: str = "main") -> dict:
-        """Return the contents of a branch by name."""
-        return dict(self.commits[self.branches[branch]])
+from .repositories import (
+    ATTRIBUTES,
+    ORGS,
+    TOKENS,
+    Repository,
+    content_hash,
+    git_sha1,
+    is_large,
+)
 
 
 @dataclass
@@ -90,16 +41,7 @@ class Failures:
     drop: dict = field(default_factory=dict)
     seconds: dict = field(default_factory=dict)  # how long a step takes
     moved: bool = False  # someone commits between preupload and commit
-
-
-def is_large(path: str, data: bytes) -> bool:
-    return b"\0" in data or any(
-        fnmatch.fnmatch(path, pattern) for pattern in LFS_PATTERNS
-    )
-
-
-def git_sha1(data: bytes) -> str:
-    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+    lost: bool = False  # the answer to a commit does not arrive
 
 
 class Hub:
@@ -218,13 +160,10 @@ class Handler(BaseHTTPRequestHandler):
         failures = self.hub.failures
         time.sleep(failures.seconds.get(step, 0))
         if failures is not self.hub.failures:  # the test is over
-            self.close_connection = True
-            return
+            return self._drop()
         if self._due(failures.drop, step):
             self.rfile.read(min(100, self._length()))
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
+            return self._drop()
         data = self._body()
         self.hub.sent.append((step, groups[-1] if step == "put" else ""))
         if step in failures.status:
@@ -234,6 +173,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(401, "Invalid username or password.")
         with self.hub.lock:
             getattr(self, f"on_{step}")(data, *groups)
+
+    def _drop(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _due(self, counts, step) -> bool:
         left = counts.get(step, 0)
@@ -360,15 +303,12 @@ class Handler(BaseHTTPRequestHandler):
                     "path": path,
                     "uploadMode": "lfs" if large else "regular",
                     "shouldIgnore": False,
-                    "oid": self._oid(now[path], large) if path in now else None,
+                    "oid": content_hash(now[path], large)
+                    if path in now
+                    else None,
                 }
             )
         self._answer({"files": files})
-
-    def _oid(self, content, large):
-        return (
-            hashlib.sha256(content).hexdigest() if large else git_sha1(content)
-        )
 
     def on_batch(self, data, name):
         repo = self._repo(name)
@@ -415,6 +355,8 @@ class Handler(BaseHTTPRequestHandler):
             if not self._apply(row["key"], row["value"], files, repo):
                 return self._refuse(400, f"cannot {row['key']}")
         oid = repo.commit(branch, files, header["summary"])
+        if self.hub.failures.lost:
+            return self._drop()
         url = f"{self.hub.url}/{name}/commit/{oid}"
         self._answer({"success": True, "commitOid": oid, "commitUrl": url})
 
@@ -440,5 +382,5 @@ class Handler(BaseHTTPRequestHandler):
         content = repo.commits[oid].get(path)
         if content is None:
             return self._refuse(404, "Entry not found", "EntryNotFound")
-        etag = self._oid(content, is_large(path, content))
+        etag = content_hash(content, is_large(path, content))
         self._answer(content, ETag=f'"{etag}"', X_Repo_Commit=oid)

@@ -21,7 +21,7 @@ class Client:
     def __init__(self, url: str, home: Path, **env):
         self.log = (home / "stderr.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.hub_client"],
+            [sys.executable, "-m", "tests.integration.hub.client"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

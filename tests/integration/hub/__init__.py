@@ -1,0 +1,1 @@
+"""Uploads to a model hub, with a small one on this machine."""
