@@ -61,7 +61,7 @@ class Upload:
             return f"Nothing has changed since {self.url}"
         deleted = f", {len(self.deleted)} deleted" if self.deleted else ""
         return (
-            f"{len(self.added)} files ({self.num_bytes / 1e6:.1f} MB) new or "
+            f"{len(self.added)} files ({self.num_bytes:,} bytes) new or "
             f"changed{deleted}, {len(self.unchanged)} unchanged: {self.url}"
         )
 

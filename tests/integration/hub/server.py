@@ -125,6 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
         ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
         ("GET", r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", "info"),
+        ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", "tree"),
         ("GET", r"/api/models/([^/]+/[^/]+)", "info"),
         ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/([^/]+/[^/]+)/(\w+)", "put"),
@@ -132,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
         ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
-    PUBLIC = ("put", "resolve", "info")  # by a signed address, or for all
+    PUBLIC = ("put", "resolve", "info", "tree")  # by a signed address, or for all
 
     def setup(self):
         super().setup()
@@ -273,6 +274,17 @@ class Handler(BaseHTTPRequestHandler):
         counts = {"downloads": 0, "likes": 0, "tags": []}
         shown = {"private": repo.private, "siblings": siblings}
         self._answer({**answer, **counts, **shown})
+
+    def on_tree(self, data, name, revision):
+        repo = self._repo(name)
+        if repo is None:
+            return
+        files = repo.commits[repo.resolve(revision)]
+        rows = [
+            {"type": "file", "path": p, "size": len(c), "oid": git_sha1(c)}
+            for p, c in files.items()
+        ]
+        self._answer(rows)
 
     def _sibling(self, path, content):
         item = {"rfilename": path}

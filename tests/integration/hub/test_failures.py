@@ -257,15 +257,15 @@ def test_ctrl_c_passes_through_and_the_rest_is_sent_later(running, publish):
     hub, client = running
     hub.failures.seconds = {"put": 0.4}
     hub.add(NAME)
-    folder_call = threading.Thread(target=lambda: results.append(publish()))
     results: list = []
-    folder_call.start()
+    call = threading.Thread(target=lambda: results.append(publish()))
+    call.start()
     deadline = time.monotonic() + 20
     while "batch" not in hub.steps() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
     client.process.send_signal(signal.SIGINT)
-    folder_call.join()
+    call.join()
     assert results == [{"error": "KeyboardInterrupt"}]
     assert state(hub) == {}
     hub.failures = Failures()

@@ -37,6 +37,8 @@ def test_a_new_repository_has_all_files_in_one_commit(hub, publish):
     head = hub.repos[NAME].branches["main"]
     assert result["url"] == f"{hub.url}/{NAME}/commit/{head}"
     assert sorted(result["added"]) == sorted([*FILES, MANIFEST])
+    num_bytes = sum(map(len, hub.repos[NAME].files().values()))
+    assert result["num_bytes"] == num_bytes - len(ATTRIBUTES)
     assert not hub.repos[NAME].private
 
 
