@@ -172,11 +172,30 @@ def _labelled_log(brain, label: str) -> Iterator[None]:
         return
     log_stats = train_logger.log_stats
 
+    # Importing it warns of a missing torchvision: only where it is in use.
+    from speechbrain.utils.train_logger import TensorboardLogger
+
     def labelled(stats_meta, *args, **kwargs):
         return log_stats({"ptq": label, **stats_meta}, *args, **kwargs)
 
-    with _shadowed(train_logger, {"log_stats": labelled}):
+    def apart(stats_meta, *stats, **named):
+        """Log beside the float curves: TensorBoard takes numbers only."""
+        return log_stats(
+            _apart(stats_meta), *map(_apart, stats),
+            **{key: _apart(value) for key, value in named.items()},
+        )  # fmt: skip
+
+    is_tensorboard = isinstance(train_logger, TensorboardLogger)
+    mine = apart if is_tensorboard else labelled
+    with _shadowed(train_logger, {"log_stats": mine}):
         yield
+
+
+def _apart(stats):
+    """Return the values of a quantized pass under names of their own."""
+    if not isinstance(stats, dict):
+        return stats  # verbose, or None
+    return {f"ptq/{key}": value for key, value in stats.items()}
 
 
 def result_paths(brain, folder: Path) -> dict[str, Path]:

@@ -184,7 +184,7 @@ def clipped_histograms(report: dict, histograms: Sequence[dict]) -> list[dict]:
 
 
 def _is_same(first: dict, second: dict) -> bool:
-    names = ("unit", "low", "bin_width", "counts", "range", "percentile")
+    names = ("low", "bin_width", "counts", "range", "percentile")
     return all(first[name] == second[name] for name in names)
 
 

@@ -19,7 +19,7 @@ __all__ = ["Picture", "draw_pictures"]
 
 logger = get_logger(__name__)
 
-_MOST_INPUTS = 24  # of the overview of histograms
+_MOST_INPUTS = 30  # of the overview of histograms
 _GROUP = 10  # histograms that one fold of the page has, at least
 
 

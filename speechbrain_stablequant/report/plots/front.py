@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Optional
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    NullFormatter,
+    NullLocator,
+)
 
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
+    power_label,
     save_figure,
     styled,
 )
@@ -129,6 +135,8 @@ def _draw_axes(axes, front: Front, bottom: float, top: float) -> None:
     axes.set_axisbelow(True)
     if front.metric is None:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(power_label))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("distance of the output (squared, relative)")
         axes.spines["right"].set_visible(False)
         axes.set_ylim(bottom, top)

@@ -70,7 +70,7 @@ def _labels(rows) -> list[str]:
     slots: dict[str, int] = {}
     for row in rows:
         slots[row["layer"]] = slots.get(row["layer"], 0) + 1
-    names = label_names([row["layer"] for row in rows], most=40)
+    names = label_names([row["layer"] for row in rows], most=46)
     return [
         name
         + (f", {row['input']}" if slots[row["layer"]] > 1 else "")

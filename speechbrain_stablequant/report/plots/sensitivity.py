@@ -9,12 +9,13 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
     label_names,
+    power_label,
     save_figure,
     styled,
 )
@@ -163,6 +164,7 @@ def _draw_scale(figure, axes, mesh, metric: Optional[str]) -> None:
     bar = figure.colorbar(
         mesh, ax=axes, location="bottom", aspect=40, pad=0.01, shrink=0.9
     )
+    bar.ax.xaxis.set_major_formatter(FuncFormatter(power_label))
     label = "distance of the output (squared, relative)"
     if metric is not None:
         label += f"\nnumber: change of {metric}, if its interval excludes 0"

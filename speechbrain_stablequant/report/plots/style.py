@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = [
     "COLORS",
     "bare",
     "label_names",
+    "power_label",
     "save_figure",
     "styled",
     "svg_text",
@@ -97,7 +99,22 @@ def bare(axes) -> None:
         spine.set_visible(False)
 
 
-def label_names(names: Sequence[str], most: int = 46) -> list[str]:
+def power_label(value: float, _=None) -> str:
+    """Return the label of a tick on a logarithmic scale, without markup.
+
+    Example
+    -------
+    >>> power_label(1e-5), power_label(0.5)
+    ('10⁻⁵', '')
+    """
+    exponent = math.log10(value) if value > 0 else 0.5
+    if abs(exponent - round(exponent)) > 1e-9:
+        return ""
+    digits = str(round(exponent))
+    return "10" + digits.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def label_names(names: Sequence[str], most: int = 52) -> list[str]:
     """Return names short enough to stand beside a picture.
 
     The parts that most names begin with are left out; a head of its own does

@@ -206,7 +206,7 @@ def test_many_layers_are_folded(tmp_path):
         {**rows[0], "layer": n, "low": -i} for i, n in enumerate(names)
     ]
     page = Page(render_page(report, histograms))
-    assert "24 of 100, clipped most first" in page.text
+    assert "30 of 100, clipped most first" in page.text
     # Ten folds of five units; then the tables of ranges and parameters.
     assert len(page.named("details")) >= 12
     assert "enc.0 … enc.4" in page.text
