@@ -94,8 +94,12 @@ class KnobsDirective(SphinxDirective):
             items += self._item(*knob, source)
         return [items]
 
+    def _anchor(self, name):
+        owner = self.arguments[0].rpartition(".")[2]
+        return f"{owner}-{name}".lower().replace("_", "-")
+
     def _item(self, name, kind, default, text, source):
-        term = nodes.term(ids=[f"knob-{name}".replace("_", "-")])
+        term = nodes.term(ids=[self._anchor(name)])
         term += nodes.strong("", name)
         term += nodes.Text(f" ({kind}), default ")
         if len(default) > _LONGEST_DEFAULT:

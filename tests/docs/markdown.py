@@ -25,7 +25,7 @@ READMES = [
     ROOT / "benchmarks" / "README.md",
     ROOT / "CONTRIBUTING.md",
 ]
-_FENCE = re.compile(r"^( *)```(\S*)\s*$")
+_FENCE = re.compile(r"^( *)```(\S*)(?: .*)?$")
 _COMMENT = re.compile(r"^ *<!-- test: (.+?) -->$")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+?)\s*$")
