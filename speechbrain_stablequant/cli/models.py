@@ -10,7 +10,7 @@ from typing import Any, Union
 import torch
 from speechbrain.dataio import audio_io
 
-from speechbrain_stablequant.cli.sources import SourceError, fetch, is_published
+from speechbrain_stablequant.cli.sources import SourceError, is_published
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.publishing import interface_of, load
 
@@ -27,15 +27,15 @@ class LoadedModel:
         The interface.
     name : str
         Its class.
-    path : Path
-        Folder that it was loaded from.
+    place : str
+        Folder or hub name that it was loaded from.
     seconds : float
         How long that took.
     """
 
     interface: Any
     name: str
-    path: Path
+    place: str
     seconds: float
 
     @property
@@ -80,28 +80,31 @@ def load_model(source: str) -> LoadedModel:
     SourceError
         If it is no such folder, or cannot be loaded.
     """
-    folder = _published_folder(source)
-    known = interface_of(folder)
+    place = _published(source)
+    known = interface_of(place)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as savedir:
         try:
-            model = load(str(folder.resolve()), savedir)
+            model = load(place, savedir)
         except StableQuantError:
             raise
         except Exception as err:  # of any class that the YAML names
             raise SourceError(
-                f"{folder} cannot be loaded with {known.name}: "
+                f"{place} cannot be loaded with {known.name}: "
                 f"{type(err).__name__}: {' '.join(str(err).split())[:400]}"
             ) from err
     model.eval()
-    return LoadedModel(model, known.name, folder, time.perf_counter() - start)
+    return LoadedModel(model, known.name, place, time.perf_counter() - start)
 
 
-def _published_folder(source: str) -> Path:
-    path = fetch(source)
+def _published(source: str) -> str:
+    """Return a published folder, or what may be a name on the hub."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return source
     for folder in (path, path / "hub", path / "ptq" / "hub"):
         if folder.is_dir() and is_published(folder):
-            return folder
+            return str(folder.resolve())
     raise SourceError(
         f"{source} is no published folder (hyperparams.yaml with quantized "
         "*.ckpt beside it), and has none in ptq/hub. Publish the experiment "

@@ -26,6 +26,8 @@ from speechbrain_stablequant.plan import QuantizationPlan
 from . import publishing, toy
 from .conftest import copy_experiment
 from .folders import results, saved, strict_json
+from .hub.client import environment
+from .hub.server import Hub
 
 
 @pytest.fixture
@@ -545,7 +547,7 @@ def test_experiment_published_into_its_folder(experiment):
     hub = publishing.publish_asr(experiment, experiment / "ptq" / "hub")
     model = load_model(str(experiment))
     assert isinstance(model, LoadedModel)
-    assert (model.path, model.name) == (hub, "EncoderASR")
+    assert (model.place, model.name) == (str(hub), "EncoderASR")
 
 
 def test_published_folder_that_cannot_be_loaded(published, stablequant, audio):
@@ -620,3 +622,46 @@ def test_language_models_have_no_audio(stablequant, tmp_path, audio):
     code, _, err = stablequant("bench", folder, audio[0])
     assert code == 2
     assert "takes no audio" in err
+
+
+# -- from a hub --------------------------------------------------------------------
+
+
+def execute(hub, home, *arguments):
+    """Run the command in a process that knows of a hub."""
+    return subprocess.run(
+        [sys.executable, "-m", "speechbrain_stablequant", *map(str, arguments)],
+        env=environment(hub.url, home),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_models_on_a_hub(published, audio, tmp_path):
+    files = {path.name: path.read_bytes() for path in published.iterdir()}
+    files["large.bin"] = b"0" * 1000
+    home = tmp_path / "home"
+    home.mkdir()
+    with Hub() as hub:
+        hub.add("ann/asr", files)
+        done = execute(hub, home, "inspect", "ann/asr", "--json")
+        assert done.returncode == 0, done.stderr
+        data = strict_json(done.stdout)
+        assert data["kind"] == "published"
+        assert {file["name"] for file in data["files"]} == {"wav2vec2", "model"}
+        assert not list(home.rglob("large.bin"))
+        bench = ["bench", "ann/asr", audio[0], "--rounds", "1"]
+        done = execute(hub, home, *bench, "--runtime", "openvino", "--json")
+        assert done.returncode == 0, done.stderr
+        assert strict_json(done.stdout)["interface"] == "EncoderASR"
+        for command in (
+            ["inspect", "ann/none"],
+            ["export", "ann/none", "--to", "onnx", "--output", "o"],
+        ):
+            done = execute(hub, home, *command)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert "ann/none" in done.stderr
+            assert "Traceback" not in done.stderr

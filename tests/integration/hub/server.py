@@ -133,7 +133,8 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
         ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
-    PUBLIC = ("put", "resolve", "info", "tree")  # by a signed address, or for all
+    # By a signed address, or for all
+    PUBLIC = ("put", "resolve", "info", "tree")
 
     def setup(self):
         super().setup()
