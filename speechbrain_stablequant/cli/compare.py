@@ -161,8 +161,10 @@ def _layer_lines(letters, result) -> list[str]:
         return ["all layers are quantized alike"]
     rows = [("layer", "", *letters)]
     for layer in layers[:shown]:
+        name = layer["name"]
         for key, values in layer["differs"].items():
-            rows.append((layer["name"], key, *map(_text, values)))
+            rows.append((name, key, *map(_text, values)))
+            name = ""  # once is enough
     found = table(rows, left=2)
     if len(layers) > shown:
         found.append(f"... and {len(layers) - shown} more layers: --layers")
