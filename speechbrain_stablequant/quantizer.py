@@ -24,6 +24,7 @@ from speechbrain_stablequant.meter import measured_pass
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.planner import Planner, shows_progress
 from speechbrain_stablequant.pretrained import watch_pretrainer
+from speechbrain_stablequant.publishing.at_exit import make_publisher
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.roots import find_module, roof
 from speechbrain_stablequant.runtime import (
@@ -105,6 +106,10 @@ class PostTrainingQuantizer:
         left them.
     plots : bool
         Whether to make ``report.html`` and ``plots`` beside ``report.json``.
+    publish : dict, optional
+        Make a folder for a model hub when the recipe has come to its end, and
+        upload it: ``{repo: user/name}``. See
+        `speechbrain_stablequant.publishing.PublishKnobs`.
     **knobs : dict
         See `speechbrain_stablequant.settings.Settings`.
 
@@ -132,6 +137,7 @@ class PostTrainingQuantizer:
         min_key: Optional[str] = None,
         max_key: Optional[str] = None,
         plots: bool = True,
+        publish: Optional[dict] = None,
         **knobs: Any,
     ):
         if pretrainer is not None and knobs.get("plan") is None:
@@ -147,6 +153,7 @@ class PostTrainingQuantizer:
             raise KnobError("suffix must not be empty: files would be lost.")
         self.modules, self.when, self.suffix = modules, when, suffix
         self.evaluate_float, self.plots = evaluate_float, plots
+        self.publisher = make_publisher(publish)
         self.output_folder = output_folder
         self.calibration = (calibration_batches, calibration_forward)
         self.backend = make_backend(
@@ -401,6 +408,8 @@ class PostTrainingQuantizer:
             report.add(result, self.settings.seed)
         train_logger = getattr(brain.hparams, "train_logger", None)
         report.publish(folder, train_logger, self.plots)
+        if self.publisher is not None and report.tests:
+            self.publisher.schedule(folder)
 
 
 def _check_names(knobs: dict) -> None:

@@ -17,7 +17,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.errors import KnobError, nearest
 
-__all__ = ["PublishKnobs", "Publisher"]
+__all__ = ["PublishKnobs", "Publisher", "make_publisher"]
 
 logger = get_logger(__name__)
 
@@ -126,6 +126,18 @@ class PublishKnobs:
             elif isinstance(value, str):
                 found += [option, value]
         return found
+
+
+def make_publisher(knobs: Any) -> Optional["Publisher"]:
+    """Return what publishes at the end, or None if nothing is to be.
+
+    Arguments
+    ---------
+    knobs : dict, optional
+        The block's ``publish``.
+    """
+    found = PublishKnobs.of(knobs)
+    return None if found is None else Publisher(found)
 
 
 class Publisher:
