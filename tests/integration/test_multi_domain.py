@@ -22,8 +22,13 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_stablequant import load_quantized, quantize, read_header
-from speechbrain_stablequant.adapters import MultiDomainLM, files
-from speechbrain_stablequant.errors import CheckpointError
+from speechbrain_stablequant.adapters import (
+    LanguageModel,
+    MultiDomainLM,
+    files,
+)
+from speechbrain_stablequant.errors import CheckpointError, StableQuantError
+from speechbrain_stablequant.publishing import PublishOptions, make_folder
 
 from . import folders
 from .real_data import run_recipe
@@ -364,6 +369,31 @@ def test_domain_recipe(common, domain):
         assert torch.equal(tensor, state[name]), name
     header = files.read_domain(domain / "music.safetensors")
     assert header.trunk == files.trunk_hash(lm.trunk)
+
+
+@pytest.mark.parametrize("kind", ["common", "domain"])
+def test_published_model_reads_text(kind, request, tmp_path):
+    """A clean process finds each sentence as probable as the recipe did."""
+    folder = request.getfixturevalue(kind)
+    options = PublishOptions(output=str(tmp_path / "hub"))
+    made = make_folder(folder, options)
+    check = made.check
+    assert (made.interface, check.metric) == ("LanguageModel", "NLL")
+    assert check.same == check.items >= 8
+    hub = str(made.folder.path)
+    lm = LanguageModel.from_hparams(hub, savedir=str(tmp_path / "loaded"))
+    sentence = next(iter(check.results))
+    assert lm.perplexity([sentence]) > 1
+    assert lm.domains == (["music"] if kind == "domain" else [])
+    tokenizer = (made.folder.path / "tokenizer.ckpt").read_bytes()
+    assert str(folder.parent.parent).encode() not in tokenizer
+    if kind == "common":
+        with pytest.raises(StableQuantError, match="has no domains"):
+            lm.set_domain("music")
+        return
+    before = lm.perplexity(["play some music"])
+    lm.set_domain(None)  # the trunk alone
+    assert lm.perplexity(["play some music"]) != before
 
 
 def test_domain_helps(common, domain, text):

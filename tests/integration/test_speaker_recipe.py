@@ -18,6 +18,7 @@ from speechbrain_stablequant import (
     runtime_report,
 )
 from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.publishing import PublishOptions, make_folder
 
 from . import folders
 from .real_data import data_folder, run_recipe
@@ -89,19 +90,16 @@ def experiment(voxceleb, tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def published(experiment, tmp_path):
+@pytest.fixture(scope="module")
+def publication(experiment, tmp_path_factory):
     """Publish as the README says."""
-    folder = tmp_path / "published"
-    folder.mkdir()
-    name = "embedding_model.ckpt"
-    shutil.copy(experiment / "ptq" / "checkpoint" / name, folder)
-    text = (RECIPE / "hparams" / "inference.yaml").read_text()
-    assert "\nchannels: 1024\n" in text
-    (folder / "hyperparams.yaml").write_text(
-        text.replace("\nchannels: 1024\n", f"\nchannels: {CHANNELS}\n")
-    )
-    return folder
+    output = tmp_path_factory.mktemp("hub") / "published"
+    return make_folder(experiment, PublishOptions(output=str(output)))
+
+
+@pytest.fixture
+def published(publication):
+    return publication.folder.path
 
 
 @pytest.fixture
@@ -165,6 +163,33 @@ def test_checkpoint_is_float_and_the_only_one(experiment):
     state = torch.load(kept / "embedding_model.ckpt", weights_only=True)
     weight = state["mfa.conv.conv.weight"]
     assert len(weight.unique()) > weight.numel() / 2
+
+
+def test_trials_are_scored_as_in_the_recipe(publication):
+    """By stock SpeakerRecognition in a clean process; the recipe pads."""
+    check = publication.check
+    assert (publication.interface, check.metric) == (
+        "SpeakerRecognition",
+        "score",
+    )
+    assert check.items >= 8
+    assert check.published < 0.05
+    assert set(publication.folder.files()) == {
+        *("README.md", "hyperparams.yaml", "plan.json", "report.json"),
+        *("report.html", "example.wav", "embedding_model.ckpt"),
+        "normalizer.ckpt",
+    }
+
+
+def test_classifier_of_the_same_run(experiment, tmp_path):
+    options = PublishOptions(
+        output=str(tmp_path / "hub"), interface="EncoderClassifier"
+    )
+    made = make_folder(experiment, options)
+    labels = {found["label"] for found in made.check.results.values()}
+    train = (experiment / "save" / "train.csv").read_text().splitlines()[1:]
+    assert labels <= {line.split("/")[0] for line in train}
+    assert labels
 
 
 def test_published_model_is_the_quantized_one(

@@ -10,6 +10,7 @@ import torch
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from speechbrain_stablequant import QuantizationPlan, read_header
+from speechbrain_stablequant.publishing import PublishOptions, make_folder
 
 from . import folders, toy
 from .real_data import data_folder, recipe_folder, run_recipe
@@ -96,6 +97,22 @@ def check(folder, tests, files, label="W8A8 stablequant"):
     return found
 
 
+def check_published(folder, interface):
+    """Check that a clean process gets the recipe's own results from a folder.
+
+    The model knows nothing yet, so that its words are not many; but those it
+    has are the same, but for padding.
+    """
+    made = make_folder(folder, PublishOptions(output=str(folder / "hub")))
+    assert made.interface == interface
+    assert made.check.metric == "WER"
+    assert made.check.items >= 8
+    assert made.check.same >= made.check.items - 2
+    yaml = (made.folder.path / "hyperparams.yaml").read_text()
+    assert str(folder.parent) not in yaml
+    return made
+
+
 @pytest.mark.parametrize(
     ("family", "label"),
     [
@@ -154,6 +171,8 @@ def test_ctc(librispeech, tmp_path, family, label):
     kinds = [layer.kind for layer in layers.values()]
     assert (kinds.count("Conv1d"), kinds.count("Linear")) == (8, 16)
     assert found["unreached_layers"] == []
+    if label == "W8A8 stablequant":
+        check_published(out, "EncoderASR")
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +269,10 @@ def test_transformer_with_language_model(
     weights = [w for k, w in state.items() if k.endswith("in_proj_weight")]
     assert weights
     assert all(len(weight.unique()) > 1000 for weight in weights)
+    if label == "W8A8 stablequant":
+        made = check_published(out, "EncoderDecoderASR")
+        names = made.folder.files()
+        assert {"lm_model.ckpt", "normalizer.ckpt", "tokenizer.ckpt"} <= {
+            *names
+        }
+        assert "lm.ckpt" not in names  # the float one
