@@ -53,38 +53,56 @@ def run(arguments) -> dict:
     """Load, read, measure in turns."""
     import torch
 
-    from speechbrain_stablequant.cli.models import load_model, read_audio
-    from speechbrain_stablequant.cli.sources import SourceError
-    from speechbrain_stablequant.cli.timing import batched, candidates, measure
-    from speechbrain_stablequant.report.environment import environment
-
-    threads = arguments.threads or torch.get_num_threads()
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(arguments.threads or before)
     try:
-        model = load_model(arguments.source)
-        if not model.takes_audio:
-            raise SourceError(
-                f"{arguments.source} is loaded with {model.name}, which takes "
-                "no audio: bench measures models that do."
-            )
-        signals = read_audio(model, arguments.audio)
-        found = candidates(
-            model,
-            arguments.runtime or _installed_runtimes(),
-            arguments.reference,
-            threads,
-        )
-        batches = batched(signals, arguments.batch_size)
-        measure(model, found, batches, arguments.rounds)
-        about = environment()
+        return _measured(arguments, torch.get_num_threads())
     finally:
         torch.set_num_threads(before)
+
+
+def _measured(arguments, threads: int) -> dict:
+    """Return all figures."""
+    from speechbrain_stablequant.cli.timing import batched, candidates, measure
+
+    model, signals = _load(arguments)
+    found = candidates(
+        model,
+        arguments.runtime or _installed_runtimes(),
+        arguments.reference,
+        threads,
+    )
+    batches = batched(signals, arguments.batch_size)
+    measure(model, found, batches, arguments.rounds)
     seconds = [len(signal) / model.sample_rate for signal in signals]
     exact = next((c for c in found if c.name == "reference"), None)
     rows = [_row(each, found[0], exact, sum(seconds)) for each in found]
     return {
         "ok": not any(row["failure"] for row in rows),
+        **_setting(arguments, model, seconds),
+        "candidates": rows,
+    }
+
+
+def _load(arguments):
+    """Return the model and the signals that it is to hear."""
+    from speechbrain_stablequant.cli.models import load_model, read_audio
+    from speechbrain_stablequant.cli.sources import SourceError
+
+    model = load_model(arguments.source)
+    if not model.takes_audio:
+        raise SourceError(
+            f"{arguments.source} is loaded with {model.name}, which takes no "
+            "audio: bench measures models that do."
+        )
+    return model, read_audio(model, arguments.audio)
+
+
+def _setting(arguments, model, seconds: list[float]) -> dict:
+    """Return what was measured, and on what."""
+    from speechbrain_stablequant.report.environment import environment
+
+    return {
         "source": arguments.source,
         "interface": model.name,
         "load_seconds": model.seconds,
@@ -96,8 +114,7 @@ def run(arguments) -> dict:
         "batch_size": arguments.batch_size,
         "rounds": arguments.rounds,
         "float_is": "the quantized model's weights in float, same architecture",
-        "candidates": rows,
-        "environment": about,
+        "environment": environment(),
     }
 
 

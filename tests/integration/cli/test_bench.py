@@ -1,0 +1,167 @@
+"""Published models on the user's audio, also from a hub."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from speechbrain_stablequant.cli.models import LoadedModel, load_model
+from speechbrain_stablequant.cli.timing import agreement
+
+from .. import publishing, toy
+from ..folders import strict_json
+from ..hub.client import environment
+from ..hub.server import Hub
+from .test_export import publish_lm
+
+
+def test_bench(published, audio, stablequant):
+    threads = torch.get_num_threads()
+    code, out, err = stablequant(
+        "bench",
+        published,
+        *audio,
+        "--reference",
+        "--rounds",
+        "2",
+        "--batch-size",
+        "2",
+        "--threads",
+        "1",
+        "--json",
+    )
+    data = strict_json(out)
+    assert code == 0
+    assert "round 2 of 2" in err
+    assert torch.get_num_threads() == threads
+    rows = {row["name"]: row for row in data["candidates"]}
+    assert set(rows) == {"PyTorch float32", "reference", "openvino", "onnx"}
+    for row in rows.values():
+        assert len(row["seconds"]) == 2
+        assert row["agreement"]["utterances"] == 3
+        assert row["real_time_factor"] == pytest.approx(
+            row["median_seconds"] / data["audio_seconds"]
+        )
+    assert rows["PyTorch float32"]["times_as_fast"] == 1
+    for name in ("openvino", "onnx"):
+        same = rows[name]["agreement_with_reference"]["same_transcripts"]
+        assert same >= 2  # a value between two levels may go either way
+    found = rows["openvino"]["runtime"]
+    assert found["num_int8"] == found["num_planned"] > 20
+    lengths = [file["seconds"] for file in data["files"]]
+    assert lengths[2] == pytest.approx(
+        len(toy.sound("fed be ad", 9, 0.05)) / 16000, rel=0.01
+    )
+
+
+def test_bench_of_a_speaker_model(speaker, audio, stablequant):
+    code, out, _ = stablequant(
+        "bench", speaker[0], *audio, "--runtime", "openvino", "--rounds", "1"
+    )
+    assert code == 0
+    assert "cosine" in out
+    assert "layers executed in int8" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"no audio at all", "cannot be read as audio"), (None, "is not there")],
+)
+def test_bench_of_bad_audio(published, stablequant, tmp_path, content, words):
+    path = tmp_path / "bad.wav"
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = stablequant("bench", published, path)
+    assert (code, out) == (2, "")
+    assert "bad.wav" in err
+    assert words in err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x"])
+def test_bench_of_wrong_numbers(published, stablequant, audio, count):
+    code, _, err = stablequant(
+        "bench", published, audio[0], f"--rounds={count}"
+    )
+    assert code == 2
+    assert "--rounds" in err
+
+
+def test_unpublished_experiment(experiment, audio, stablequant, tmp_path):
+    for arguments in (
+        ["bench", experiment, audio[0]],
+        ["export", experiment, "--to", "onnx", "--output", tmp_path / "o"],
+    ):
+        code, out, err = stablequant(*arguments)
+        assert (code, out) == (2, "")
+        assert "stablequant publish" in err
+
+
+def test_experiment_published_into_its_folder(experiment):
+    hub = publishing.publish_asr(experiment, experiment / "ptq" / "hub")
+    model = load_model(str(experiment))
+    assert isinstance(model, LoadedModel)
+    assert (model.place, model.name) == (str(hub), "EncoderASR")
+
+
+def test_published_folder_that_cannot_be_loaded(published, stablequant, audio):
+    path = published / "hyperparams.yaml"
+    changed = path.read_text().replace("!new:speechbrain.nnet", "!new:no.where")
+    path.write_text(changed)
+    code, _, err = stablequant("bench", published, audio[0])
+    assert code == 2
+    assert "cannot be loaded with EncoderASR" in err
+
+
+def test_agreement_of_embeddings():
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
+    found = agreement([a, a], [a, b])
+    assert found["lowest_cosine"] == pytest.approx(0.5**0.5)
+    assert found["utterances"] == 2
+
+
+def test_language_models_have_no_audio(stablequant, tmp_path, audio):
+    folder = publish_lm(tmp_path / "lm")
+    code, _, err = stablequant("bench", folder, audio[0])
+    assert code == 2
+    assert "takes no audio" in err
+
+
+def execute(hub, home, *arguments):
+    """Run the command in a process that knows of a hub."""
+    return subprocess.run(
+        [sys.executable, "-m", "speechbrain_stablequant", *map(str, arguments)],
+        env=environment(hub.url, home),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_models_on_a_hub(published, audio, tmp_path):
+    files = {path.name: path.read_bytes() for path in published.iterdir()}
+    files["large.bin"] = b"0" * 1000
+    home = tmp_path / "home"
+    home.mkdir()
+    with Hub() as hub:
+        hub.add("ann/asr", files)
+        done = execute(hub, home, "inspect", "ann/asr", "--json")
+        assert done.returncode == 0, done.stderr
+        data = strict_json(done.stdout)
+        assert data["kind"] == "published"
+        assert {file["name"] for file in data["files"]} == {"wav2vec2", "model"}
+        assert not list(home.rglob("large.bin"))
+        bench = ["bench", "ann/asr", audio[0], "--rounds", "1"]
+        done = execute(hub, home, *bench, "--runtime", "openvino", "--json")
+        assert done.returncode == 0, done.stderr
+        assert strict_json(done.stdout)["interface"] == "EncoderASR"
+        for command in (
+            ["inspect", "ann/none"],
+            ["export", "ann/none", "--to", "onnx", "--output", "o"],
+        ):
+            done = execute(hub, home, *command)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert "ann/none" in done.stderr
+            assert "Traceback" not in done.stderr
