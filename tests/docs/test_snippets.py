@@ -24,6 +24,7 @@ PREAMBLE = re.split(r"\n(?=\w)", RECIPE.strip())
 def in_empty_folder(tmp_path, monkeypatch):
     """Run in a folder of its own; forget what the snippets register."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STABLEQUANT_CACHE", str(tmp_path / "cache"))
     registries = (OBSERVERS, METHODS, _REGISTRY)
     kept = [dict(registry) for registry in registries]
     yield
