@@ -5,10 +5,15 @@ from xml.etree import ElementTree
 import pytest
 
 from speechbrain_stablequant.report import plots
-from speechbrain_stablequant.report.front import chosen_bits
+from speechbrain_stablequant.report.front import chosen_bits, layer_type
 from speechbrain_stablequant.report.points import Front, FrontPoint
 
-from .helpers import planned, search_report, without_metric
+from .helpers import (
+    flagging_search,
+    planned,
+    search_report,
+    without_metric,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -150,3 +155,110 @@ def test_the_users_own_style_and_backend_stay(search, tmp_path):
     matplotlib.rcdefaults()
     _, again = plots.plot_front(front, tmp_path / "b")
     assert ours.read_bytes() == again.read_bytes()
+
+
+def drawn(figure, tmp_path) -> dict:
+    """Write a figure; return the marks and texts of its SVG."""
+    png, svg = plots.save_figure(figure, tmp_path / "plots" / "figure")
+    check_png(png)
+    return groups(svg)
+
+
+def test_units_show_what_was_flagged(tmp_path):
+    search = flagging_search()
+    found = drawn(plots.units_figure(search, 0.25), tmp_path)
+    assert found["ids"].count("flagged") == 1
+    assert found["ids"].count("unit") == 2
+    assert found["ids"].count("interval") == 3
+    assert "threshold" in found["ids"]
+    texts = found["texts"]
+    # Far beyond the others: drawn to the end, with its number
+    assert "+12.50 ▸, cut at 99.9 %" in texts
+    assert "+0.10" in texts
+    assert any("flagged above 0.25" in text for text in texts)
+
+
+def test_units_without_a_number_say_so(tmp_path):
+    search = flagging_search()
+    row = search["sensitivity"]["model.conv1"]
+    row.update(change=None, low=None, high=None)
+    found = drawn(plots.units_figure(search, 0.25), tmp_path)
+    assert "not a number, cut at 99.9 %" in found["texts"]
+    assert found["ids"].count("flagged") == 0
+
+
+def test_of_many_units_the_most_sensitive_are_drawn(tmp_path):
+    found = drawn(plots.units_figure(flagging_search(100), 0.25), tmp_path)
+    assert found["ids"].count("unit") + found["ids"].count("flagged") == 60
+    assert any("60 most sensitive of 100" in t for t in found["texts"])
+
+
+def test_histograms_mark_what_is_clipped(tmp_path):
+    row = {
+        "layer": "a", "input": "x", "low": -4.0, "bin_width": 1.0,
+        "counts": [1, 5, 50, 90, 80, 40, 6, 1], "range": [-2.0, 2.0],
+        "percentile": 99.9, "clipped": 0.05,
+    }  # fmt: skip
+    whole = {**row, "layer": "b$c$", "range": [-4.0, 4.0], "percentile": 100.0}
+    figure = plots.histograms_figure([row, {**whole, "same": 2}], "Inputs")
+    kept, clipped = (
+        next(c for c in figure.axes[0].collections if c.get_gid() == gid)
+        for gid in ("kept", "clipped")
+    )
+    assert len(kept.get_paths()) == 2
+    assert len(clipped.get_paths()) == 1
+    found = drawn(figure, tmp_path)
+    assert {"-2 to 2, cut at 99.9 %", "-4 to 4"} <= set(found["texts"])
+    assert "b$c$ +2" in found["texts"]  # no formula
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_bits_of_layers_and_of_types(tmp_path, count):
+    rows = [
+        {
+            "layer": f"enc.{i}.conv",
+            "bits": "W8A8" if i else "W32",
+            "float_num_bytes": 4000,
+            "num_bytes": 1000 if i else 4000,
+        }
+        for i in range(count)
+    ]
+    figure = plots.bits_figure(rows, layer_type)
+    found = drawn(figure, tmp_path)
+    assert {"W8A8", "W32"} <= set(found["texts"])
+    if count == 3:
+        assert {"0.conv", "1.conv", "2.conv"} <= set(found["texts"])
+        assert "count" not in found["ids"]
+    else:
+        assert "enc.*.conv" in found["texts"]
+        assert {"1", "59"} <= set(found["texts"])
+
+
+def test_sizes_add_up(tmp_path):
+    sizes = {
+        "float": {
+            "weights in float": 4_000_000,
+            "biases, norms, gains": 10_000,
+        },
+        "quantized": {"integers": 1_000_000, "scales": 5_000},
+    }
+    found = drawn(plots.sizes_figure(sizes), tmp_path)
+    assert {"4.010 MB", "1.005 MB"} <= set(found["texts"])
+    assert {"integers", "scales"} <= set(found["texts"])
+
+
+def test_speed_without_a_float_pass(tmp_path):
+    rows = [("clean", 0.5, 0.25), ("other", None, 0.3)]
+    found = drawn(plots.speed_figure("real-time factor", rows), tmp_path)
+    assert {"0.5", "0.25, 2.00 times faster", "0.3"} <= set(found["texts"])
+    assert {"clean", "other"} <= set(found["texts"])
+
+
+def test_logarithmic_scales_have_plain_labels(search, tmp_path):
+    chosen = chosen_bits(planned(search).plan, search)
+    _, svg = plots.plot_sensitivity(search, chosen, tmp_path / "s")
+    front = Front.from_search(without_metric(search))
+    _, other = plots.plot_front(front, tmp_path / "f")
+    texts = groups(svg)["texts"] + groups(other)["texts"]
+    assert any(text.startswith("10⁻") for text in texts)
+    assert not any("$" in text for text in texts)
