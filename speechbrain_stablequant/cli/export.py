@@ -112,7 +112,10 @@ def _about(arguments, model, rows: list[dict]) -> dict:
     packages = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
     return {
         "ok": all(check["ok"] for row in rows for check in row["checks"]),
-        "source": arguments.source,
+        # A path of this machine is nothing to publish.
+        "source": Path(arguments.source).name
+        if Path(arguments.source).exists()
+        else arguments.source,
         "interface": model.name,
         "to": arguments.to,
         "sample_rate": model.sample_rate if model.takes_audio else None,

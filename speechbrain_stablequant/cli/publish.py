@@ -151,7 +151,7 @@ def _options(arguments):
         base_model=arguments.base_model,
         trained_with=arguments.trained_with,
     )
-    exports = ("openvino", "onnx")
+    runtimes = [r for r in ("openvino", "onnx") if getattr(arguments, r)]
     return PublishOptions(
         about=about,
         output=arguments.output,
@@ -159,9 +159,32 @@ def _options(arguments):
         hyperparams=arguments.hyperparams,
         example=arguments.example,
         with_example=not arguments.no_example,
-        exports=tuple(e for e in exports if getattr(arguments, e)),
+        extras=tuple(map(_exporter, runtimes)),
         check=not arguments.no_check,
     )
+
+
+def _exporter(runtime: str):
+    """Return what adds a model for a runtime to a folder."""
+    from argparse import Namespace
+
+    from speechbrain_stablequant.cli import export
+    from speechbrain_stablequant.errors import PublishError
+
+    def add(folder: Path) -> None:
+        output = str(folder / runtime)
+        done = export.run(
+            Namespace(
+                source=str(folder), to=runtime, output=output, overwrite=False
+            )
+        )
+        if not done.get("ok", True):
+            raise PublishError(
+                f"The {runtime} model does not compute what the published one "
+                f"does; without --{runtime} it is left out."
+            )
+
+    return add
 
 
 def _advice(arguments) -> list[str]:

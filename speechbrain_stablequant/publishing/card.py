@@ -58,6 +58,8 @@ class About:
         Name of the audio file in the folder.
     trained_with : str, optional
         How it was trained, for people: a command, or an address.
+    exports : tuple of str
+        Folders with models for runtimes alone.
     """
 
     repo: Optional[str] = None
@@ -67,6 +69,7 @@ class About:
     base_model: Optional[str] = None
     example: Optional[str] = None
     trained_with: Optional[str] = None
+    exports: tuple[str, ...] = ()
 
 
 def model_card(
@@ -260,7 +263,7 @@ def _speed_row(test: dict) -> list[list[str]]:
 def _how_to_load(about: About, interface: Interface) -> list[str]:
     source = about.repo or "path/to/this/folder"
     call = _CALLS[interface.name].format(audio=about.example or "speech.wav")
-    return [
+    parts = [
         "## Use",
         "```shell\npip install speechbrain_stablequant\n```",
         f"```python\nfrom {interface.module} import {interface.name}\n\n"
@@ -271,6 +274,13 @@ def _how_to_load(about: About, interface: Interface) -> list[str]:
         "```python\nfrom speechbrain_stablequant import accelerate\n\n"
         "accelerate(model)\n```",
     ]
+    if about.exports:
+        names = ", ".join(f"`{name}/`" for name in about.exports)
+        parts.append(
+            f"Without PyTorch: {names}, each with an `export.json` that lists "
+            "inputs and results."
+        )
+    return parts
 
 
 def _quantization(report: dict, plan: QuantizationPlan) -> list[str]:

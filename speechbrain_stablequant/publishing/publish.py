@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.experiment import Experiment
@@ -52,9 +52,9 @@ class PublishOptions:
         Audio file to show the model with; by default a test utterance.
     with_example : bool
         False: no audio.
-    exports : tuple of str
-        ``openvino``, ``onnx``: models for these runtimes, in folders of these
-        names.
+    extras : tuple of callable
+        Called with the folder when the model in it has been checked; each adds
+        something, such as a model for another runtime.
     check : bool
         False: neither load nor score it before it is shown.
     """
@@ -65,7 +65,7 @@ class PublishOptions:
     hyperparams: Optional[str] = None
     example: Optional[str] = None
     with_example: bool = True
-    exports: tuple[str, ...] = ()
+    extras: tuple[Callable[[Path], Any], ...] = ()
     check: bool = True
 
 
@@ -131,7 +131,8 @@ def make_folder(
         check = None
         if options.check:
             check = check_folder(folder.path, blueprint.interface, recipe)
-        _add_exports(folder, options.exports)
+        for add in options.extras:
+            add(folder.path)
         _write_card(folder, recipe, blueprint, options.about, check)
         _refuse_private(folder, recipe)
         folder = put_in_place(folder, target)
@@ -179,20 +180,16 @@ def _given_blueprint(
     return Blueprint(known or interface_of(path), text, files)
 
 
-def _add_exports(folder: HubFolder, runtimes: tuple[str, ...]) -> None:
-    """Add models for other runtimes."""
-    for runtime in runtimes:
-        from speechbrain_stablequant.cli import export
-
-        export.export_model(str(folder.path), runtime, folder.path / runtime)
-
-
 def _write_card(folder, recipe, blueprint, about: About, check) -> None:
     """Write the card."""
     about = replace(
         about,
         base_model=about.base_model or blueprint.base_model,
         example=folder.example,
+        exports=tuple(
+            path.parent.name
+            for path in sorted(folder.path.glob("*/export.json"))
+        ),
     )
     text = model_card(
         about,
@@ -205,7 +202,8 @@ def _write_card(folder, recipe, blueprint, about: About, check) -> None:
 
 
 def _refuse_private(folder: HubFolder, recipe: Recipe) -> None:
-    found = find_private(folder, private_words(recipe))
+    words = [*private_words(recipe), str(folder.path.resolve().parent)]
+    found = find_private(folder, words)
     if found:
         raise PublishError(
             "These files have paths of this machine in them, which are not "

@@ -400,3 +400,16 @@ def test_wrong_knobs(tmp_path, knobs, message):
             if knobs[0] == "{"
             else "ptq: {publish: nonsense}",
         )
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_models_for_runtimes_alone(experiment, capsys, runtime):
+    command = ["publish", str(experiment), "--no-check", "--json"]
+    assert main([*command, f"--{runtime}"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    folder = Path(result["folder"])
+    about = json.loads((folder / runtime / "export.json").read_text())
+    for file in about["files"]:
+        assert file["num_int8"] == file["num_planned_int8"] > 0
+        assert f"{runtime}/{file['file']}" in result["files"]
+    assert f"`{runtime}/`" in (folder / "README.md").read_text()
