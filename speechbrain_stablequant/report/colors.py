@@ -18,6 +18,7 @@ COLORS = {
     "grey": "#9a9a9a",
     "light": "#e6e6e6",
     "paper": "#ffffff",
+    "frame": "#1f6feb",  # seen on yellow, on red and on a dark page
     "on_accent": "#fefefd",  # on blue or grey
     # On a patch of colour, where the theme of the page is not to change it
     "on_light": "#222222",

@@ -180,7 +180,7 @@ def _draw_chosen(axes, chosen, names, widths) -> None:
                 0.9,
                 0.84,
                 fill=False,
-                edgecolor=COLORS["blue"],
+                edgecolor=COLORS["frame"],
                 linewidth=1.4,
                 gid="plan",
             )
