@@ -22,10 +22,14 @@ import yaml
 from downstream import wrapper_name
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.logger import get_logger
-from transformers import CONFIG_MAPPING
 
-from speechbrain_stablequant import read_header
-from speechbrain_stablequant.errors import CheckpointError
+from speechbrain_stablequant.experiment import is_quantized
+from speechbrain_stablequant.publishing.interfaces.encoder import config_of
+from speechbrain_stablequant.publishing.nodes import (
+    Definitions,
+    arguments,
+    plain,
+)
 
 logger = get_logger(__name__)
 
@@ -50,42 +54,6 @@ HOOK = """\
    custom_hooks:
       encoder: !name:speechbrain_stablequant.load_quantized
 """
-
-
-def is_quantized(path):
-    """Whether a checkpoint file is one of ours; the toolkit's is a pickle."""
-    try:
-        read_header(path)
-    except CheckpointError:
-        return False
-    return True
-
-
-def config_of(encoder):
-    """Returns the architecture of a wrapper, as a config-only one takes it.
-
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        The toolkit's wrapper.
-
-    Returns
-    -------
-    config : dict
-        ``model_type``, ``do_normalize`` and what differs from the defaults.
-    """
-    config = json.loads(encoder.model.config.to_json_string(use_diff=True))
-    known = CONFIG_MAPPING[config["model_type"]]().to_dict()
-    # What says where it came from, not what it is
-    config = {
-        key: value
-        for key, value in config.items()
-        if key in known
-        and key not in ("_name_or_path", "architectures", "torch_dtype")
-        and (value != known[key] or key == "model_type")
-        and key not in ("transformers_version", "dtype")
-    }
-    return {**config, "do_normalize": bool(encoder.normalize_wav)}
 
 
 def write_encoder(config, weights, out):
@@ -115,21 +83,6 @@ def write_encoder(config, weights, out):
     logger.info(f"{out}: {name}, {(out / 'encoder.ckpt').stat().st_size} bytes")
 
 
-class _AnyTag(yaml.SafeLoader):
-    """Reads the YAML of an experiment as data: nothing in it is executed."""
-
-
-def _plain(loader, _, node):
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node)
-
-
-_AnyTag.add_multi_constructor("!", _plain)
-
-
 def read_config(experiment, module):
     """Finds the architecture of an experiment's encoder.
 
@@ -148,8 +101,9 @@ def read_config(experiment, module):
     if (experiment / CONFIG_FILE).is_file():
         return json.loads((experiment / CONFIG_FILE).read_text())
     path = experiment / "hyperparams.yaml"
-    block = yaml.load(path.read_text(), _AnyTag).get(module)
-    source = block.get("source") if isinstance(block, dict) else None
+    node = Definitions.load(path).get(module)
+    given = {} if node is None else arguments(node)
+    source = plain(given["source"]) if "source" in given else None
     if isinstance(source, dict):
         return source
     if source is None:
@@ -233,5 +187,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="an experiment or a checkpoint folder")
     parser.add_argument("out", help="the folder to make")
     parser.add_argument("--module", help="name of the encoder in the YAML")
-    arguments = parser.parse_args()
-    publish_encoder(arguments.folder, arguments.out, arguments.module)
+    given = parser.parse_args()
+    publish_encoder(given.folder, given.out, given.module)
