@@ -6,8 +6,7 @@ Add one block to the hparams of a recipe and run it as usual::
         checkpointer: !ref <checkpointer>
 """
 
-import importlib
-from typing import Any
+from speechbrain_stablequant.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -30,16 +29,4 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{home}")
-    value = globals()[name] = getattr(module, name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

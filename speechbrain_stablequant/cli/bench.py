@@ -63,7 +63,12 @@ def run(arguments) -> dict:
 
 def _measured(arguments, threads: int) -> dict:
     """Return all figures."""
-    from speechbrain_stablequant.cli.timing import batched, candidates, measure
+    from speechbrain_stablequant.cli.output import note
+    from speechbrain_stablequant.deployment.timing import (
+        batched,
+        candidates,
+        measure,
+    )
 
     model, signals = _load(arguments)
     found = candidates(
@@ -73,7 +78,7 @@ def _measured(arguments, threads: int) -> dict:
         threads,
     )
     batches = batched(signals, arguments.batch_size)
-    measure(model, found, batches, arguments.rounds)
+    measure(model, found, batches, arguments.rounds, note)
     seconds = [len(signal) / model.sample_rate for signal in signals]
     exact = next((c for c in found if c.name == "reference"), None)
     rows = [_row(each, found[0], exact, sum(seconds)) for each in found]
@@ -86,8 +91,8 @@ def _measured(arguments, threads: int) -> dict:
 
 def _load(arguments):
     """Return the model and the signals that it is to hear."""
-    from speechbrain_stablequant.cli.models import load_model, read_audio
-    from speechbrain_stablequant.cli.sources import SourceError
+    from speechbrain_stablequant.deployment.models import load_model, read_audio
+    from speechbrain_stablequant.sources import SourceError
 
     model = load_model(arguments.source)
     if not model.takes_audio:
@@ -127,7 +132,7 @@ def _installed_runtimes() -> list[str]:
 
 def _row(candidate, first, exact, audio_seconds: float) -> dict:
     """Return the figures of a candidate, beside float and reference."""
-    from speechbrain_stablequant.cli.timing import agreement
+    from speechbrain_stablequant.deployment.timing import agreement
 
     row = {
         "name": candidate.name,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Optional
 
 from speechbrain_stablequant.cli.describe import layer_row
-from speechbrain_stablequant.cli.sources import Source
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.scoring import Item, Metric
+from speechbrain_stablequant.sources import Source
 
 __all__ = ["hardware", "items_of", "layer_rows", "metric_rows", "speed_rows"]
 

@@ -1,7 +1,6 @@
 """A folder that a stranger loads in one line, from an experiment."""
 
-import importlib
-from typing import Any
+from speechbrain_stablequant.lazy import lazy_names
 
 # Imported when first used: the block of every recipe passes by here.
 _HOMES = {
@@ -18,16 +17,4 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{home}")
-    value = globals()[name] = getattr(module, name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from speechbrain_stablequant.cli.models import LoadedModel, load_model
-from speechbrain_stablequant.cli.timing import agreement
+from speechbrain_stablequant.deployment.models import LoadedModel, load_model
+from speechbrain_stablequant.deployment.timing import agreement
 
 from .. import publishing, toy
 from ..folders import strict_json

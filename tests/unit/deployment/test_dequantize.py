@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.cli.dequantize import in_float
+from speechbrain_stablequant.deployment.dequantize import in_float
 from speechbrain_stablequant.layers import QuantizedModule
 
 

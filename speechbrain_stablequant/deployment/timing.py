@@ -9,9 +9,8 @@ from typing import Callable, Optional
 
 import torch
 
-from speechbrain_stablequant.cli.dequantize import in_float
-from speechbrain_stablequant.cli.models import LoadedModel
-from speechbrain_stablequant.cli.output import note
+from speechbrain_stablequant.deployment.dequantize import in_float
+from speechbrain_stablequant.deployment.models import LoadedModel
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.layers import cached_weights
 from speechbrain_stablequant.runtime import Acceleration, make_backend
@@ -110,13 +109,32 @@ def batched(signals: Sequence[torch.Tensor], size: int) -> list[tuple]:
     return batches
 
 
-def measure(model: LoadedModel, found, batches, rounds: int) -> None:
+def measure(
+    model: LoadedModel,
+    found: Sequence[Candidate],
+    batches: Sequence[tuple],
+    rounds: int,
+    tell: Callable[[str], None],
+) -> None:
     """Time all candidates, round by round, each once in a round.
 
     A pass before the first round compiles, and gives the outputs.
+
+    Arguments
+    ---------
+    model : LoadedModel
+        The model.
+    found : sequence of Candidate
+        Ways to run it; what is measured is noted in them.
+    batches : sequence of tuple
+        Waveforms and relative lengths.
+    rounds : int
+        How many timed passes each makes.
+    tell : callable
+        Called with what is going on.
     """
     for candidate in found:
-        note(f"{candidate.name}: first pass")
+        tell(f"{candidate.name}: first pass")
         start = time.perf_counter()
         try:
             candidate.outputs = _pass(model, candidate, batches)
@@ -124,7 +142,7 @@ def measure(model: LoadedModel, found, batches, rounds: int) -> None:
             candidate.failure = " ".join(str(err).split())[:300]
         candidate.first_seconds = time.perf_counter() - start
     for number in range(rounds):
-        note(f"round {number + 1} of {rounds}")
+        tell(f"round {number + 1} of {rounds}")
         for candidate in found:
             if not candidate.failure:
                 candidate.seconds.append(_seconds(model, candidate, batches))

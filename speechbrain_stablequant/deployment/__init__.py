@@ -1,0 +1,1 @@
+"""Published models at work: loaded, timed, written for runtimes alone."""
