@@ -408,7 +408,7 @@ class PostTrainingQuantizer:
             report.add(result, self.settings.seed)
         train_logger = getattr(brain.hparams, "train_logger", None)
         report.publish(folder, train_logger, self.plots)
-        if self.publisher is not None and report.tests:
+        if self.publisher is not None:
             self.publisher.schedule(folder)
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Load it and run it."""
-    from speechbrain_stablequant.publishing.check import run_clean
+    from speechbrain_stablequant.publishing.clean import run_clean
     from speechbrain_stablequant.publishing.interfaces import interface
     from speechbrain_stablequant.publishing.published import interface_of
 
@@ -59,6 +59,8 @@ def _items(arguments, interface: str) -> list[dict]:
     example = Path(arguments.source) / EXAMPLE
     if not paths and example.is_file():
         paths = [str(example)]
+    if not paths:
+        return [{"key": "2 s of noise", "noise": 2.0}]
     for path in paths:
         if not Path(path).is_file():
             raise PublishError(f"{path} is not there: name audio files.")
@@ -77,6 +79,4 @@ def lines(result: dict) -> list[str]:
         if said is None:
             said = ", ".join(f"{k} {v}" for k, v in values.items())
         found.append(f"  {key}: {said}")
-    if not result["results"]:
-        found.append("  not run: there is no example audio; name a file")
     return found

@@ -74,6 +74,14 @@ def _add_model(group) -> None:
     )
     group.add_argument("--onnx", action="store_true", help="add an ONNX model")
     group.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="upload a file that the recipe's pretrainer has, and that was not "
+        "trained here, such as tokenizer; may be repeated",
+    )
+    group.add_argument(
         "--no-check",
         action="store_true",
         help="do not load and score it in a clean process",
@@ -103,7 +111,8 @@ def run(arguments) -> dict:
     uploads = destination is not None and not arguments.dry_run
     if uploads:
         check_destination(destination)  # before anything takes long
-    publication = make_folder(arguments.experiment, _options(arguments))
+    options = _options(arguments, uploads)
+    publication = make_folder(arguments.experiment, options)
     folder, check = publication.folder, publication.check
     result = {
         "folder": str(folder.path),
@@ -122,7 +131,10 @@ def run(arguments) -> dict:
 
 def _destination(arguments):
     from speechbrain_stablequant.errors import PublishError
-    from speechbrain_stablequant.publishing.upload import Destination
+    from speechbrain_stablequant.publishing.destination import (
+        Destination,
+        check_names,
+    )
 
     if arguments.repo is None:
         if arguments.private or arguments.revision or arguments.overwrite:
@@ -131,6 +143,7 @@ def _destination(arguments):
                 "name it with --repo user/name."
             )
         return None
+    check_names(arguments.repo, arguments.revision)
     return Destination(
         arguments.repo,
         arguments.private,
@@ -140,7 +153,7 @@ def _destination(arguments):
     )
 
 
-def _options(arguments):
+def _options(arguments, uploads: bool):
     from speechbrain_stablequant.publishing import About, PublishOptions
 
     about = About(
@@ -161,6 +174,7 @@ def _options(arguments):
         with_example=not arguments.no_example,
         extras=tuple(map(_exporter, runtimes)),
         check=not arguments.no_check,
+        include=arguments.include if uploads else None,
     )
 
 

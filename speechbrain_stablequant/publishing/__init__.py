@@ -4,7 +4,7 @@ from speechbrain_stablequant.lazy import lazy_names
 
 # Imported when first used: the block of every recipe passes by here.
 _HOMES = {
-    "About": "card",
+    "About": "about",
     "Check": "check",
     "Destination": "destination",
     "Publication": "publish",

@@ -7,15 +7,18 @@ exits.
 
 import atexit
 import dataclasses
+import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.errors import KnobError, PublishError, nearest
+from speechbrain_stablequant.publishing.destination import check_names
 
 __all__ = ["PublishKnobs", "Publisher", "make_publisher"]
 
@@ -45,6 +48,8 @@ class PublishKnobs:
         Interface, inference YAML and audio file, where those found are wrong.
     no_example : bool
         Put no audio into it.
+    include : list of str
+        Files of the recipe's pretrainer that may be published.
     openvino, onnx : bool
         Add models for these runtimes.
     language, license, dataset, base_model, trained_with : str, optional
@@ -66,6 +71,7 @@ class PublishKnobs:
     hyperparams: Optional[str] = None
     example: Optional[str] = None
     no_example: bool = False
+    include: Sequence[str] = ()
     openvino: bool = False
     onnx: bool = False
     language: Optional[str] = None
@@ -101,17 +107,42 @@ class PublishKnobs:
         return cls(**knobs)
 
     def __post_init__(self):
+        if isinstance(self.include, str):
+            object.__setattr__(self, "include", (self.include,))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             wants_bool = field.type in (bool, Optional[bool])
-            if value is None or isinstance(value, bool if wants_bool else str):
+            if field.name == "include" or value is None:
+                continue
+            if isinstance(value, bool if wants_bool else str):
                 continue
             kind = "True or False" if wants_bool else "a text"
             raise KnobError(
                 f"publish: {field.name} is {value!r}: {kind} is needed."
             )
-        if self.repo is not None and self.repo.count("/") != 1:
-            raise KnobError(f"publish: repo is {self.repo!r}: write user/name.")
+        try:
+            self._check_values()
+        except PublishError as err:
+            raise KnobError(f"publish: {err}") from None
+
+    def _check_values(self):
+        """Refuse before training what would be refused after it."""
+        about_repo = self.private is not None or self.revision or self.overwrite
+        if self.repo is not None:
+            check_names(self.repo, self.revision)
+        elif about_repo:
+            raise PublishError(
+                "private, revision and overwrite are about a repository: name "
+                "it with repo: user/name."
+            )
+        if self.interface is not None:
+            from speechbrain_stablequant.publishing.interfaces import interface
+
+            interface(self.interface)
+        for name in ("hyperparams", "example"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise PublishError(f"{name}: {path} is not there.")
 
     def arguments(self) -> list[str]:
         """Return them as options of the command."""
@@ -125,6 +156,8 @@ class PublishKnobs:
                 found.append("--public")
             elif isinstance(value, str):
                 found += [option, value]
+            elif field.name == "include":
+                found += [part for name in value for part in (option, name)]
         return found
 
 
@@ -143,8 +176,9 @@ def make_publisher(knobs: Any) -> Optional["Publisher"]:
 class Publisher:
     """Runs ``stablequant publish`` once, when the interpreter exits.
 
-    Not if the recipe ended with an exception: what it has measured may then be
-    half of what it was to measure.
+    Not if the recipe ended with an exception or an exit code: what it has
+    measured may then be half of what it was to measure. And not within tests
+    and notebooks, whose end says nothing of the recipe's.
 
     Arguments
     ---------
@@ -163,24 +197,37 @@ class Publisher:
         self.folder = Path(folder).resolve()
         if not first:
             return
+        if "PYTEST_CURRENT_TEST" in os.environ or hasattr(sys, "ps1"):
+            logger.info("To publish it: %s", self._again())
+            return
         atexit.register(self._publish)
-        before = sys.excepthook
+        sys.excepthook = self._noting(sys.excepthook, lambda *_: True)
+        sys.exit = self._noting(
+            sys.exit, lambda code=None, *_: code not in (None, 0)
+        )
 
-        def noted(kind, value, traceback):
-            self._failed = True
-            before(kind, value, traceback)
+    def _noting(self, function, is_failure):
+        """Return a function that also notes whether the recipe fails."""
 
-        sys.excepthook = noted
+        def noting(*arguments):
+            self._failed = self._failed or is_failure(*arguments)
+            return function(*arguments)
+
+        return noting
 
     def command(self) -> list[str]:
         """Return the command."""
         module = [sys.executable, "-m", "speechbrain_stablequant", "publish"]
         return [*module, str(self.folder), *self.knobs.arguments()]
 
+    def _again(self) -> str:
+        return shlex.join(["stablequant", *self.command()[3:]])
+
     def _publish(self) -> None:
-        again = " ".join(["stablequant", *self.command()[3:]])
         if self._failed:
-            logger.warning("Not published: the recipe failed. Later: %s", again)
+            logger.warning(
+                "Not published: the recipe failed. Later: %s", self._again()
+            )
             return
         logger.info("Publishing %s", self.folder)
         done = subprocess.run(self.command(), check=False)
@@ -189,5 +236,5 @@ class Publisher:
                 "Not published (exit code %d). The results are complete; "
                 "repeat it with: %s",
                 done.returncode,
-                again,
+                self._again(),
             )

@@ -151,7 +151,7 @@ def check_destination(destination: Destination) -> Remote:
         If the name is wrong, the hub cannot be reached, the token is missing
         or may not write there, or something else is there already.
     """
-    _check_names(destination)
+    check_names(destination.repo, destination.revision)
     api = connect(destination)
     if api.token is None:
         raise PublishError(f"There is no token for the hub. {TOKEN_ADVICE}")
@@ -172,8 +172,14 @@ def check_destination(destination: Destination) -> Remote:
 # -- names --------------------------------------------------------------------
 
 
-def _check_names(destination: Destination) -> None:
-    repo, branch = destination.repo, destination.revision
+def check_names(repo: str, branch: Optional[str] = None) -> None:
+    """Refuse names that no hub would take; nothing is asked of the hub.
+
+    Raises
+    ------
+    PublishError
+        If one of them is no name.
+    """
     try:
         validate_repo_id(repo)
         if repo.count("/") != 1:

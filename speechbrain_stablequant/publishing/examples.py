@@ -12,8 +12,14 @@ from yaml import Node
 from speechbrain_stablequant.publishing.nodes import plain
 from speechbrain_stablequant.publishing.recipe import Recipe
 
-__all__ = ["Utterance", "example_audio", "recorded_items", "recorded_scores",
-           "utterances"]  # fmt: skip
+__all__ = [
+    "Utterance",
+    "example_audio",
+    "label_column",
+    "recorded_items",
+    "recorded_scores",
+    "utterances",
+]
 
 _TEXTS = ("wrd", "words", "text", "transcript", "transcription", "sentence")
 _SUFFIXES = (".csv", ".json")
@@ -56,12 +62,18 @@ class Utterance:
 def utterances(recipe: Recipe) -> dict[str, Utterance]:
     """Return the utterances of the test sets by ID, of all manifests found.
 
-    A recipe need not have any: then there are none.
+    Where there is no test set, those of the validation set. A recipe need not
+    have any: then there are none.
     """
+    return _of_sets(recipe, ("test",)) or _of_sets(recipe, ("valid", "dev"))
+
+
+def _of_sets(recipe: Recipe, kinds: tuple[str, ...]) -> dict[str, Utterance]:
+    """Return the utterances of manifests whose key has one of some words."""
     found: dict[str, Utterance] = {}
     folder = recipe.definitions.value("data_folder", "")
     replacements = {"data_root": str(folder), "ROOT": str(folder)}
-    for path in _manifests(recipe):
+    for path in _manifests(recipe, kinds):
         load = load_data_json if path.suffix == ".json" else load_data_csv
         try:
             rows = load(str(path), replacements)
@@ -72,11 +84,11 @@ def utterances(recipe: Recipe) -> dict[str, Utterance]:
     return found
 
 
-def _manifests(recipe: Recipe) -> list[Path]:
-    """Return manifests that the YAML names, of test sets only."""
+def _manifests(recipe: Recipe, kinds: tuple[str, ...]) -> list[Path]:
+    """Return manifests that the YAML names, of some sets only."""
     found = []
     for name, node in recipe.definitions.values():
-        if "test" in name and not node.tag.startswith("!"):
+        if any(kind in name for kind in kinds) and not node.tag.startswith("!"):
             found += [recipe.locate(text) for text in _texts(node)]
     found = [p for p in found if p is not None and p.is_file()]
     return list(dict.fromkeys(p for p in found if p.suffix in _SUFFIXES))
@@ -117,6 +129,19 @@ def _seconds(row: dict) -> float:
         return float(row.get("duration") or row.get("length") or 0)
     except (TypeError, ValueError):
         return 0.0
+
+
+def label_column(
+    found: dict[str, Utterance], labels: set[str]
+) -> Optional[str]:
+    """Return the column whose values are labels of the classifier, if one is."""
+    rows = [u.fields for u in found.values()]
+    names = rows[0] if rows else ()
+    for name in names:
+        values = {str(row.get(name)) for row in rows}
+        if values <= labels:
+            return name
+    return None
 
 
 def example_audio(found: dict[str, Utterance]) -> Optional[Utterance]:

@@ -1,10 +1,12 @@
 """Put a folder together: copied, written, and looked through before it is shown."""
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -16,15 +18,12 @@ from speechbrain_stablequant.publishing.examples import (
     utterances,
 )
 from speechbrain_stablequant.publishing.interfaces import Blueprint
-from speechbrain_stablequant.publishing.interfaces.base import is_class
 from speechbrain_stablequant.publishing.recipe import Recipe
 from speechbrain_stablequant.publishing.tokenizers import without_paths
 
 __all__ = [
     "HubFolder",
     "fill_folder",
-    "find_private",
-    "private_words",
     "put_in_place",
     "staging",
 ]
@@ -95,7 +94,7 @@ def fill_folder(
     ptq = recipe.experiment.ptq
     for name in blueprint.files:
         data = recipe.files[name].read_bytes()
-        if is_class(recipe.object(name), "SentencePieceProcessor"):
+        if name not in recipe.quantized:
             data = without_paths(data)
         (path / f"{name}.ckpt").write_bytes(data)
     (path / "plan.json").write_text(
@@ -108,6 +107,12 @@ def fill_folder(
         shutil.copyfile(ptq / "report.html", path / "report.html")
     for name, source in blueprint.elsewhere.items():
         folder.notes.append(f"{name} is not part of it: loaded from {source}")
+    for name in blueprint.foreign:
+        folder.notes.append(
+            f"{name} was not trained in this recipe, its pretrainer has it: "
+            f"to upload it, say --include {name}, if you may"
+        )
+    folder.notes += blueprint.departures
     unused = sorted(recipe.quantized - set(blueprint.files))
     if unused:
         folder.notes.append(
@@ -165,63 +170,52 @@ def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
         )
 
 
-# -- what must not get out ------------------------------------------------------
-
-
-def find_private(folder: HubFolder, words: Iterable[str]) -> list[str]:
-    """Return which files have one of some texts in them, in any encoding of it.
-
-    Arguments
-    ---------
-    folder : HubFolder
-        The folder.
-    words : iterable of str
-        Absolute paths, names of folders.
-
-    Returns
-    -------
-    list of str
-        ``file: text`` for each.
-    """
-    wanted = [word for word in words if len(word) > 3]
-    found = []
-    for name in folder.files():
-        data = (folder.path / name).read_bytes()
-        found += [f"{name}: {w}" for w in wanted if w.encode() in data]
-    return found
-
-
-def private_words(recipe: Recipe) -> list[str]:
-    """Return the paths of this machine that an experiment knows."""
-    words = {str(recipe.experiment.folder.resolve()), str(Path.cwd())}
-    home = str(Path.home())
-    if home.count("/") > 1:  # not /root: that is a word like others
-        words.add(home)
-    for name, _ in recipe.definitions.values():
-        value = recipe.definitions.value(name)
-        if isinstance(value, str) and ("folder" in name or "root" in name):
-            words.add(value.rstrip("/"))
-    return sorted(w for w in words if w.startswith("/") and w.count("/") > 1)
-
-
 # -- replacing an earlier one ---------------------------------------------------
 
 
-def staging(target: Path):
-    """Return a temporary folder beside the target.
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Return a place beside the target, on the same file system.
+
+    What processes that were killed have left there is removed.
 
     Raises
     ------
     PublishError
-        If there is something at the target that publishing has not made.
+        If there is something at the target that publishing has not made, or
+        nothing can be written there.
     """
     if target.exists() and not _is_ours(target):
         raise PublishError(
             f"{target} is there already and was not made by publishing: give "
             "another folder with --output."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=target.parent, prefix=".hub-")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(".hub-*-*"):
+            if not _is_running(left.name.split("-")[1]):
+                shutil.rmtree(left, ignore_errors=True)
+        scratch = tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=f".hub-{os.getpid()}-"
+        )
+    except OSError as err:
+        raise PublishError(
+            f"Nothing can be written to {target.parent} ({err.strerror}): give "
+            "another folder with --output."
+        ) from err
+    with scratch as folder:
+        yield Path(folder)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _is_ours(target: Path) -> bool:

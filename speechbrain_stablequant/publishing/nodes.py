@@ -73,6 +73,26 @@ class Definitions:
             if not isinstance(value, ScalarNode)
             or value.tag.startswith("!")  # an object, if one without arguments
         }
+        for key, node in _shared_objects(root):
+            self.give_name(key, node)
+
+    def give_name(self, name: str, node: Node) -> None:
+        """Make a node one of the top level, so that all refer to one object.
+
+        Arguments
+        ---------
+        name : str
+            The name to give it, with a number if it is taken.
+        node : yaml.Node
+            A node that may have a name already, which it then keeps.
+        """
+        if id(node) in self._names:
+            return
+        free, number = name, 2
+        while free in self.nodes:
+            free, number = f"{name}_{number}", number + 1
+        self.nodes[free] = node
+        self._names[id(node)] = free
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> "Definitions":
@@ -116,6 +136,25 @@ class Definitions:
         if not isinstance(node, MappingNode):
             return {}
         return {key.value: value for key, value in node.value}
+
+
+def _shared_objects(root: Node) -> Iterator[tuple[str, Node]]:
+    """Yield objects that several places have in common, with a key of one."""
+    seen: dict[int, int] = {}
+    todo = [("object", root)]
+    while todo:
+        key, node = todo.pop(0)
+        seen[id(node)] = seen.get(id(node), 0) + 1
+        if seen[id(node)] > 1:
+            if seen[id(node)] == 2 and node.tag.startswith("!new:"):
+                yield key, node
+            continue
+        children = node.value if isinstance(node.value, list) else ()
+        for child in children:
+            if isinstance(child, tuple):
+                todo.append((str(child[0].value), child[1]))
+            else:
+                todo.append((key, child))
 
 
 # -- nodes -------------------------------------------------------------------

@@ -1,18 +1,19 @@
 """From an experiment to a folder for a hub, checked, and on to the hub."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.experiment import Experiment
-from speechbrain_stablequant.publishing.card import About, model_card
+from speechbrain_stablequant.publishing.about import About
+from speechbrain_stablequant.publishing.card import model_card
 from speechbrain_stablequant.publishing.check import Check, check_folder
+from speechbrain_stablequant.publishing.consistency import require_one_run
 from speechbrain_stablequant.publishing.folder import (
     HubFolder,
     fill_folder,
-    find_private,
-    private_words,
     put_in_place,
     staging,
 )
@@ -25,6 +26,10 @@ from speechbrain_stablequant.publishing.nodes import (
     Definitions,
     arguments,
     class_name,
+)
+from speechbrain_stablequant.publishing.privacy import (
+    find_private,
+    private_words,
 )
 from speechbrain_stablequant.publishing.published import interface_of
 from speechbrain_stablequant.publishing.recipe import Recipe
@@ -57,6 +62,9 @@ class PublishOptions:
         something, such as a model for another runtime.
     check : bool
         False: neither load nor score it before it is shown.
+    include : sequence of str, optional
+        Files that the recipe's pretrainer has, and that may be published; None
+        to publish nothing yet, so that no consent is needed.
     """
 
     about: About = About()
@@ -67,6 +75,7 @@ class PublishOptions:
     with_example: bool = True
     extras: tuple[Callable[[Path], Any], ...] = ()
     check: bool = True
+    include: Optional[Sequence[str]] = None
 
 
 @dataclass
@@ -118,11 +127,13 @@ def make_folder(
     if not isinstance(experiment, Experiment):
         experiment = Experiment(experiment)
     recipe = Recipe(experiment)
-    target = Path(options.output or experiment.ptq / "hub")
+    require_one_run(experiment)
+    blueprint = _blueprint(recipe, options)
+    _ask_for_foreign(blueprint, options.include)
+    target = Path(options.output or experiment.ptq / "hub").resolve()
     with staging(target) as scratch:
-        blueprint = _blueprint(recipe, options)
         folder = fill_folder(
-            Path(scratch) / target.name,
+            scratch / target.name,
             recipe,
             blueprint,
             None if options.example is None else Path(options.example),
@@ -130,7 +141,9 @@ def make_folder(
         )
         check = None
         if options.check:
-            check = check_folder(folder.path, blueprint.interface, recipe)
+            check = check_folder(
+                folder.path, blueprint.interface, recipe, str(target)
+            )
         for add in options.extras:
             add(folder.path)
         _write_card(folder, recipe, blueprint, options.about, check)
@@ -180,12 +193,30 @@ def _given_blueprint(
     return Blueprint(known or interface_of(path), text, files)
 
 
+def _ask_for_foreign(
+    blueprint: Blueprint, include: Optional[Sequence[str]]
+) -> None:
+    """Refuse to publish what the recipe has not trained, without consent."""
+    if include is None:
+        return
+    lacking = [name for name in blueprint.foreign if name not in include]
+    if lacking:
+        options = " ".join(f"--include {name}" for name in lacking)
+        raise PublishError(
+            f"{', '.join(lacking)} were not trained in this recipe: its "
+            "pretrainer has them. If you may publish them, say so with "
+            f"{options}."
+        )
+
+
 def _write_card(folder, recipe, blueprint, about: About, check) -> None:
     """Write the card."""
     about = replace(
         about,
         base_model=about.base_model or blueprint.base_model,
         example=folder.example,
+        departures=tuple(blueprint.departures),
+        foreign=tuple(blueprint.foreign),
         exports=tuple(
             path.parent.name
             for path in sorted(folder.path.glob("*/export.json"))
@@ -196,6 +227,7 @@ def _write_card(folder, recipe, blueprint, about: About, check) -> None:
         blueprint.interface,
         recipe.experiment.report,
         recipe.experiment.plan,
+        folder.sizes(),
         check,
     )
     (folder.path / CARD).write_text(text, encoding="utf-8")
@@ -203,10 +235,10 @@ def _write_card(folder, recipe, blueprint, about: About, check) -> None:
 
 def _refuse_private(folder: HubFolder, recipe: Recipe) -> None:
     words = [*private_words(recipe), str(folder.path.resolve().parent)]
-    found = find_private(folder, words)
+    found = find_private(folder.path, folder.files(), words)
     if found:
         raise PublishError(
-            "These files have paths of this machine in them, which are not "
-            f"published: {'; '.join(found[:5])}. Make them relative in the "
-            "inference YAML (--hyperparams)."
+            "These files have paths of this machine or tokens in them, which "
+            f"are not published: {'; '.join(found[:5])}. If they are in the "
+            "YAML, give one without them with --hyperparams."
         )

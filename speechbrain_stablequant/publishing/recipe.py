@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Optional
 
-from yaml import Node
+from yaml import MappingNode, Node
 
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.experiment import Experiment
@@ -20,6 +20,8 @@ __all__ = ["Recipe"]
 
 # Wrappers of self-supervised encoders, by class; all take waveforms
 ENCODERS = ("Wav2Vec2", "HuBERT", "WavLM")
+# Modules that only training uses, or that have no parameters and no effect
+_IN_TRAINING = ("log_softmax", "softmax", "env_corrupt", "augmentation")
 NORMALIZERS = ("normalize", "normalizer", "mean_var_norm")
 
 
@@ -63,18 +65,33 @@ class Recipe:
         self.files.update(experiment.checkpoints)
         self.quantized = set(experiment.checkpoints)
         self.objects = self._known_objects()
+        for name, node in self.objects.items():
+            if isinstance(node, MappingNode) or class_name(node):
+                self.definitions.give_name(name, node)
 
     def _known_objects(self) -> dict[str, Node]:
         found = dict(self.modules)
-        for kind, field in (
-            ("Pretrainer", "loadables"),
-            ("Checkpointer", "recoverables"),
-        ):
-            for _, node in self.definitions.values():
-                if class_name(node).endswith(f".{kind}"):
-                    given = arguments(node).get(field)
-                    found.update(arguments(given) if given else {})
+        found.update(self._listed("Pretrainer", "loadables"))
+        found.update(self._listed("Checkpointer", "recoverables"))
         return found
+
+    def _listed(self, kind: str, field: str) -> dict[str, Node]:
+        """Return the nodes that a pretrainer or checkpointer lists."""
+        found = {}
+        for _, node in self.definitions.values():
+            if class_name(node).endswith(f".{kind}"):
+                given = arguments(node).get(field)
+                found.update(arguments(given) if given else {})
+        return found
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether a loadable was loaded and not trained in the recipe."""
+        node = self.object(name)
+        loaded = self._listed("Pretrainer", "loadables").values()
+        trained = self._listed("Checkpointer", "recoverables").values()
+        return any(n is node for n in loaded) and not any(
+            n is node for n in trained
+        )
 
     def object(self, name: str) -> Optional[Node]:
         """Return the node of a loadable."""
@@ -141,7 +158,7 @@ class Recipe:
         PublishError
             If the Brain has other modules than these.
         """
-        known = {*names, *NORMALIZERS, "compute_features"}
+        known = {*names, *NORMALIZERS, "compute_features", *_IN_TRAINING}
         other = [name for name in self.modules if name not in known]
         if other:
             raise PublishError(
@@ -149,13 +166,38 @@ class Recipe:
                 f"known to have: {', '.join(other)}. Write an inference YAML, "
                 "with a pretrainer whose loadables are named as the files in "
                 f"{self.experiment.ptq / 'checkpoint'}, and give it with "
-                "--hyperparams."
+                "--hyperparams; the one of another experiment, in its ptq/hub, "
+                "is an example."
             )
 
     def number(self, name: str, default: int) -> int:
-        """Return a whole number of the YAML."""
+        """Return a whole number of the YAML.
+
+        Raises
+        ------
+        PublishError
+            If it is something else.
+        """
         value = self.definitions.value(name, default)
-        return value if isinstance(value, int) else default
+        if isinstance(value, (int, float)) and value == int(value):
+            return int(value)
+        raise PublishError(
+            f"{self.definitions.source} has {name}: {value!r}; a whole number "
+            "is needed."
+        )
+
+    def sentencepiece_file(self) -> Optional[Path]:
+        """Return the tokenizer that the toolkit's SentencePiece has trained.
+
+        Recipes make it in Python, and it leaves ``<size>_<type>.model``.
+        """
+        folders = [self.experiment.folder / "save", self.experiment.folder]
+        found = [p for f in folders for p in sorted(f.glob("*.model"))]
+        size = self.definitions.value("output_neurons")
+        kind = self.definitions.value("token_type", "*")
+        named = [p for p in found if p.match(f"{size}_{kind}.model")]
+        chosen = named or found
+        return chosen[0] if len(chosen) == 1 else None
 
     def locate(self, path: str) -> Optional[Path]:
         """Find a path of the YAML, which may be relative to the recipe.

@@ -2,7 +2,7 @@
 
 > python -m speechbrain_stablequant.publishing.rescore task.json result.json
 
-The task is what `speechbrain_stablequant.publishing.check` writes.
+The task is what `speechbrain_stablequant.publishing.clean` writes.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
+from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_stablequant.layers import QuantizedModule
 
@@ -36,22 +37,85 @@ def load(source: str, interface: dict[str, str], savedir: str):
 
 
 def unloaded_parameters(model) -> list[str]:
-    """Return names of parameters that no file has given a value.
+    """Return names of tensors that no file has given a value.
 
-    They would have random values, and nothing else would show it.
+    They would have random values, and nothing else would show it. Searchers and
+    scorers are no modules, but hold some: these are found too. So are buffers
+    (the statistics of a batch norm), and normalizations over a corpus whose
+    statistics are none.
     """
     pretrainer = getattr(model.hparams, "pretrainer", None)
     loadables = getattr(pretrainer, "loadables", {}).values()
-    given = set()
-    for loadable in loadables:
-        if isinstance(loadable, torch.nn.Module):
-            tensors = [*loadable.parameters(), *loadable.buffers()]
-            given.update(id(tensor) for tensor in tensors)
-    return [
-        name
-        for name, tensor in model.mods.named_parameters()
-        if id(tensor) not in given
+    loaded = {
+        id(tensor)
+        for loadable in loadables
+        if isinstance(loadable, torch.nn.Module)
+        for tensor in loadable.state_dict(keep_vars=True).values()
+    }
+    lacking = []
+    for name, module in reachable_modules(model):
+        for key, tensor in module.state_dict(keep_vars=True).items():
+            if id(tensor) not in loaded:
+                loaded.add(id(tensor))  # named once
+                lacking.append(f"{name}.{key}")
+        lacking += [
+            f"{name}: no statistics of a corpus"
+            for part in module.modules()
+            if getattr(part, "norm_type", "") == "global"
+            and not getattr(part, "count", 1)
+        ]
+    return [name for name in lacking if not _is_constant(name)]
+
+
+# Filters and windows are computed from the YAML, not trained.
+_CONSTANTS = ("compute_features", "audio_normalizer")
+
+
+def _is_constant(name: str) -> bool:
+    return any(part in _CONSTANTS for part in name.split("."))
+
+
+def reachable_modules(model) -> list[tuple[str, torch.nn.Module]]:
+    """Return the outermost modules that an interface can reach, by name.
+
+    Arguments
+    ---------
+    model : Pretrained
+        One of the toolkit's interfaces, whose searchers hold modules too.
+    """
+    found: list[tuple[str, torch.nn.Module]] = []
+    seen: set[int] = set()
+    todo = [(name, module) for name, module in model.mods.items()]
+    todo += [
+        (n, v) for n, v in vars(model.hparams).items() if n != "pretrainer"
     ]
+    while todo:
+        name, value = todo.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.nn.Module):
+            found.append((name, value))
+            # Parts of it are no finds, but what they hold may be.
+            seen.update(id(part) for part in value.modules())
+            held = [each for part in value.modules() for each in _held(part)]
+        else:
+            held = _held(value)
+        todo += [(f"{name}.{key}", each) for key, each in held]
+    return found
+
+
+def _held(value: Any) -> list[tuple[str, Any]]:
+    """Return what an object holds beside what torch knows of."""
+    if isinstance(value, dict):
+        held = value.items()
+    elif isinstance(value, (list, tuple)):
+        held = ((str(i), item) for i, item in enumerate(value))
+    elif type(value).__module__.startswith(("speechbrain", "torch.nn")):
+        held = getattr(value, "__dict__", {}).items()
+    else:
+        return []
+    return [(str(k), v) for k, v in held if not str(k).startswith("__")]
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +162,10 @@ def _audio(model, item: dict[str, Any]) -> torch.Tensor:
     """Return an utterance at the model's sampling rate, (1, samples)."""
     from speechbrain.dataio import audio_io
 
+    if "noise" in item:
+        rate = model.audio_normalizer.sample_rate
+        return 0.05 * torch.randn(1, int(item["noise"] * rate))
+
     start, stop = item.get("start"), item.get("stop")
     part = {}
     if start is not None and stop is not None:
@@ -111,15 +179,17 @@ def _words(model, item) -> dict[str, Any]:
     text = words[0] if isinstance(words[0], str) else " ".join(words[0])
     found = {"text": text}
     if item.get("text"):
-        from speechbrain.utils.edit_distance import wer_details_for_batch
-
-        reference = item["text"].split()
-        details = wer_details_for_batch(
-            [item["key"]], [reference], [text.split()]
-        )[0]
-        errors = details["insertions"] + details["deletions"]
-        found["errors"] = errors + details["substitutions"]
-        found["weight"] = len(reference)
+        for name, split in (("WER", False), ("CER", True)):
+            stats = ErrorRateStats(split_tokens=split)
+            stats.append([item["key"]], [text.split()], [item["text"].split()])
+            counts = stats.scores[0]
+            found[name] = [
+                sum(
+                    counts[k]
+                    for k in ("insertions", "deletions", "substitutions")
+                ),
+                counts["num_ref_tokens"],
+            ]
     return found
 
 
@@ -130,12 +200,22 @@ def _embedding(model, item) -> dict[str, Any]:
     first = _audio(model, item)
     second = _audio(model, {"path": item["path2"], **item["part2"]})
     score, _ = model.verify_batch(first, second)
-    return {"score": float(score)}
+    return {"score": [float(score), 1.0]}
 
 
 def _label(model, item) -> dict[str, Any]:
-    _, score, _, label = model.classify_batch(_audio(model, item))
-    return {"label": label[0], "score": float(score)}
+    try:
+        _, score, _, label = model.classify_batch(_audio(model, item))
+    except KeyError as err:
+        raise ValueError(
+            f"The classifier has a class {err} that label_encoder.ckpt has no "
+            f"name for ({len(model.hparams.label_encoder)} labels): it is of "
+            "another run."
+        ) from err
+    found = {"label": label[0], "score": float(score)}
+    if item.get("label"):
+        found["error"] = [float(label[0] != item["label"]), 1.0]
+    return found
 
 
 def _states(model, item) -> dict[str, Any]:
@@ -145,7 +225,7 @@ def _states(model, item) -> dict[str, Any]:
 
 def _nats(model, item) -> dict[str, Any]:
     score = model.score_sentences([item["text"]])[0]
-    return {"errors": score.nats, "weight": score.num_tokens}
+    return {"PPL": [score.nats, score.num_tokens]}
 
 
 _RUNNERS: dict[str, Callable] = {

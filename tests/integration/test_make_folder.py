@@ -1,6 +1,7 @@
 """An experiment becomes a folder that a stranger loads, or it does not."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -79,13 +80,13 @@ def test_rescored_utterances_are_as_in_the_recipe(publication, run):
     results = check.results
     assert check.metric == "WER"
     assert len(results) == check.items == 12
-    assert all(recorded[key][1] == results[key]["weight"] for key in results)
+    assert all(recorded[key][1] == results[key]["WER"][1] for key in results)
     words = sum(recorded[key][1] for key in results)
     before = sum(recorded[key][0] for key in results)
-    after = sum(found["errors"] for found in results.values())
+    after = sum(found["WER"][0] for found in results.values())
     assert check.recorded == 100 * before / words
     assert check.published == 100 * after / words
-    same = sum(recorded[key][0] == results[key]["errors"] for key in results)
+    same = sum(recorded[key][0] == results[key]["WER"][0] for key in results)
     assert check.same == same >= 8
 
 
@@ -191,6 +192,41 @@ def test_another_model_than_was_measured(experiment):
     ):
         make_folder(experiment)
     assert not (experiment / "ptq" / "hub").exists()
+
+
+def test_reference_texts_that_are_not_found_are_said(experiment):
+    for path in experiment.glob("test-*.csv"):
+        path.write_text(path.read_text().replace("wrd", "spoken"))
+    check = make_folder(yaml_of(experiment)).check
+    assert check.metric is None
+    assert "NOT SCORED: the manifest has no column" in check.line()
+
+
+def yaml_of(experiment):
+    """Let the YAML of a copy name the copy."""
+    path = experiment / "hyperparams.yaml"
+    text = path.read_text()
+    (original,) = {
+        line.partition(": ")[2]
+        for line in text.splitlines()
+        if line.startswith("output_folder: ")
+    }
+    path.write_text(text.replace(original, str(experiment)))
+    return experiment
+
+
+@pytest.mark.parametrize("name", ["plan.json", "report.json"])
+def test_parts_of_different_runs(experiment, name):
+    path = experiment / "ptq" / name
+    text = path.read_text()
+    old, new = {
+        "plan.json": ('"bits": 8', '"bits": 7'),
+        "report.json": ('"num_bytes": ', '"num_bytes": 1'),
+    }[name]
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(PublishError, match=f"{name} is .*once more"):
+        make_folder(experiment, unchecked())
 
 
 def test_a_damaged_file(experiment):
@@ -356,9 +392,11 @@ def run_toy(experiment, publish, code=""):
     command = [sys.executable, "-c", script, str(yaml)]
     command += ["--output_folder", str(experiment), "--device", "cpu"]
     knobs = f"{{publish: {publish}, method: uniform}}"
+    env = {k: v for k, v in os.environ.items() if "PYTEST" not in k}
     return subprocess.run(
         [*command, "--ptq", knobs],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
         check=False,
@@ -375,9 +413,10 @@ def test_published_when_the_recipe_ends(experiment, trained):
     }
 
 
-def test_not_published_when_the_recipe_fails(experiment):
+@pytest.mark.parametrize("end", ["raise RuntimeError('late')", "sys.exit(1)"])
+def test_not_published_when_the_recipe_fails(experiment, end):
     shutil.rmtree(experiment / "ptq")
-    done = run_toy(experiment, "{dry_run: True}", "raise RuntimeError('late')")
+    done = run_toy(experiment, "{dry_run: True}", end)
     assert done.returncode == 1
     assert "Not published: the recipe failed" in done.stderr
     assert not (experiment / "ptq" / "hub").exists()
@@ -387,7 +426,11 @@ def test_not_published_when_the_recipe_fails(experiment):
     ("knobs", "message"),
     [
         ("{rep: me/toy}", "Did you mean 'repo'"),
-        ("{repo: toy}", "write user/name"),
+        ("{repo: toy}", "no name of a repository"),
+        ("{repo: me/a b}", "no name of a repository"),
+        ("{private: True}", "are about a repository"),
+        ("{interface: EncoderAST}", "Did you mean 'EncoderASR'"),
+        ("{example: nowhere.wav}", "nowhere.wav is not there"),
         ("{private: maybe}", "True or False is needed"),
         ("yes, please", "write its knobs"),
     ],

@@ -378,7 +378,7 @@ def test_published_model_reads_text(kind, request, tmp_path):
     options = PublishOptions(output=str(tmp_path / "hub"))
     made = make_folder(folder, options)
     check = made.check
-    assert (made.interface, check.metric) == ("LanguageModel", "NLL")
+    assert (made.interface, check.metric) == ("LanguageModel", "PPL")
     assert check.same == check.items >= 8
     hub = str(made.folder.path)
     lm = LanguageModel.from_hparams(hub, savedir=str(tmp_path / "loaded"))

@@ -7,6 +7,10 @@ from typing import Callable, Optional
 from yaml import MappingNode, Node
 
 from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing.departures import (
+    departures,
+    refuse_switches,
+)
 from speechbrain_stablequant.publishing.nodes import (
     Selection,
     class_name,
@@ -106,6 +110,11 @@ class Blueprint:
         Loadables that come from a hub repository of others, by name.
     base_model : str, optional
         Name of the pretrained encoder that training began with.
+    departures : list of str
+        Steps of the recipe's test that the interface leaves out.
+    foreign : list of str
+        Loadables that the recipe's pretrainer has and its checkpointer has not:
+        they were not trained in it.
     """
 
     interface: Interface
@@ -113,6 +122,8 @@ class Blueprint:
     files: Sequence[str]
     elsewhere: dict[str, str] = field(default_factory=dict)
     base_model: Optional[str] = None
+    departures: Sequence[str] = ()
+    foreign: Sequence[str] = ()
 
 
 def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
@@ -121,18 +132,20 @@ def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
         without_weights,
     )
 
+    refuse_switches(recipe)
     needs = interface.needs(recipe)
+    nodes = {**needs.nodes, **_audio_normalizer(interface, recipe)}
     changes, base_model = without_weights(recipe)
     changes.update(
         {
             name: node
-            for name, node in needs.nodes.items()
+            for name, node in nodes.items()
             if node is not None and not refers_to(node, name)
         }
     )
     changes["modules"] = inline(needs.modules)
     selection = Selection(recipe.definitions, changes)
-    selection.add([*needs.nodes, "modules"])
+    selection.add([*nodes, "modules"])
     loadables = _loadables(recipe, selection, needs)
     files, elsewhere = _sources(recipe, loadables)
     changes["pretrainer"] = _pretrainer(loadables, recipe, elsewhere)
@@ -141,8 +154,23 @@ def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
         title=interface.title, module=interface.module, interface=interface.name
     )
     return Blueprint(
-        interface, header + selection.text(), files, elsewhere, base_model
+        interface,
+        header + selection.text(),
+        files,
+        elsewhere,
+        base_model,
+        departures(recipe, interface.name),
+        [name for name in files if recipe.is_foreign(name)],
     )
+
+
+def _audio_normalizer(interface: Interface, recipe: Recipe) -> dict[str, Node]:
+    """Return what interfaces need at another sampling rate than 16 kHz."""
+    rate = recipe.number("sample_rate", 16000)
+    if rate == 16000 or interface.task == "text-generation":
+        return {}
+    name = "speechbrain.dataio.preprocess.AudioNormalizer"
+    return {"audio_normalizer": new(name, sample_rate=rate)}
 
 
 def _loadables(

@@ -25,6 +25,8 @@ __all__ = ["ENCODER_ASR", "ENCODER_DECODER_ASR"]
 
 SEQUENTIAL = "speechbrain.nnet.containers.LengthsCapableSequential"
 TOKENIZERS = ("CTCTextEncoder", "TextEncoder", "SentencePieceProcessor")
+CTC_LABELS = "speechbrain.dataio.encoder.CTCTextEncoder"
+SENTENCEPIECE = "sentencepiece.SentencePieceProcessor"
 SEARCHES = ("test_search", "test_searcher", "beam_searcher", "valid_search")
 LANGUAGE_MODELS = ("TransformerLM", "RNNLM", "MultiDomainLM")
 _DECODERS = ("dec", "decoder", "seq_lin", "emb")
@@ -60,12 +62,25 @@ def _tokenizer(recipe: Recipe) -> tuple[Node, dict[str, Node]]:
             if not is_class(node, "SentencePieceProcessor"):
                 recipe.files[file] = _labels(recipe, file)
             return reference(known), {file: reference(known)}
-    raise PublishError(
-        f"{recipe.definitions.source} has no tokenizer that is saved with the "
-        "model (CTCTextEncoder or SentencePieceProcessor among the "
-        "recoverables or the pretrainer's loadables). Give an inference YAML "
-        "with --hyperparams."
-    )
+    return _made_in_python(recipe)
+
+
+def _made_in_python(recipe: Recipe) -> tuple[Node, dict[str, Node]]:
+    """Return a tokenizer that the YAML does not have, by the file it left."""
+    path, made = recipe.label_file("tokenizer"), CTC_LABELS
+    if path is None:
+        path, made = recipe.sentencepiece_file(), SENTENCEPIECE
+    if path is None:
+        raise PublishError(
+            f"{recipe.definitions.source} has no tokenizer among the "
+            "recoverables or the pretrainer's loadables, and there is no "
+            f"label_encoder.txt and no single *.model in "
+            f"{recipe.experiment.folder / 'save'}. Copy it to "
+            f"{recipe.experiment.ptq / 'checkpoint' / 'tokenizer.ckpt'}, and "
+            "give an inference YAML that loads it with --hyperparams."
+        )
+    recipe.files["tokenizer"] = path
+    return new(made), {"tokenizer": reference("tokenizer")}
 
 
 def _labels(recipe: Recipe, name: str) -> Path:
@@ -78,15 +93,6 @@ def _labels(recipe: Recipe, name: str) -> Path:
             "not there: without them nothing can be decoded."
         )
     return path
-
-
-def _audio_normalizer(recipe: Recipe) -> dict[str, Node]:
-    """Return what an interface needs at another sampling rate than 16 kHz."""
-    rate = recipe.number("sample_rate", 16000)
-    if rate == 16000:
-        return {}
-    name = "speechbrain.dataio.preprocess.AudioNormalizer"
-    return {"audio_normalizer": new(name, sample_rate=rate)}
 
 
 def _blank(recipe: Recipe) -> int:
@@ -123,13 +129,18 @@ def _ctc_needs(recipe: Recipe) -> Needs:
     else:
         chain["log_softmax"] = reference("log_softmax")
     tokenizer, loadable = _tokenizer(recipe)
+    name = _free_name(recipe)
     nodes = {
-        "encoder": new(SEQUENTIAL, **chain),
+        name: new(SEQUENTIAL, **chain),
         "tokenizer": tokenizer,
         **_ctc_decoding(recipe),
-        **_audio_normalizer(recipe),
     }
-    return Needs(nodes, {"encoder": reference("encoder")}, loadable)
+    return Needs(nodes, {"encoder": reference(name)}, loadable)
+
+
+def _free_name(recipe: Recipe) -> str:
+    """Return a name for the whole encoder that no definition has."""
+    return "encoder" if "encoder" not in recipe.definitions else "asr_encoder"
 
 
 def _search(recipe: Recipe) -> Optional[str]:
@@ -159,15 +170,13 @@ def _decoder_needs(recipe: Recipe) -> Needs:
         "EncoderDecoderASR",
     )
     tokenizer, loadables = _tokenizer(recipe)
-    nodes = {"encoder": new(SEQUENTIAL, **_front(recipe))}
-    nodes["tokenizer"] = tokenizer
-    search = _search(recipe)
-    modules = {"encoder": reference("encoder"), "decoder": reference(search)}
+    name, search = _free_name(recipe), _search(recipe)
+    nodes = {name: new(SEQUENTIAL, **_front(recipe)), "tokenizer": tokenizer}
+    modules = {"encoder": reference(name), "decoder": reference(search)}
     if recipe.module("Transformer"):
         # The interface then gives lengths to the Transformer, for its masks.
         nodes["transformer_beam_search"] = inline(True)
         modules["transformer"] = recipe.refer("Transformer")
-    nodes.update(_audio_normalizer(recipe))
     loadables.update(_language_model(recipe, search))
     return Needs(nodes, modules, loadables)
 
