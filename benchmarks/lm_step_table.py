@@ -32,7 +32,7 @@ def search_table(results) -> str:
     """Return the second table."""
     lines = [
         "| size | rows | tokens | toolkit's scorer s | with cache s "
-        "| times faster | greatest difference of scores |",
+        "| times as fast | greatest difference of scores |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for cell in results:

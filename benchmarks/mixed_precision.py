@@ -328,7 +328,7 @@ def _cost(cost) -> str:
 
 
 def _speed(measure, before=None) -> str:
-    """Return the real-time factor, or seconds, and how many times faster."""
+    """Return the real-time factor, or seconds, and how many times as fast."""
     if measure is None:
         return ""
     key = "real_time_factor"

@@ -7,7 +7,7 @@
 Single utterances, drawn from the annotation; float on PyTorch, quantized
 checkpoints on OpenVINO. All models take turns on each utterance, so that what
 else the machine does meets all of them. Prints a Markdown table: real-time
-factor and how many times faster, median and quartiles over utterances.
+factor and how many times as fast, median and quartiles over utterances.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main():
                 took = seconds_of(model, feats, lens)
                 factors[name].append(took / seconds)
     base = factors["float32, PyTorch"]
-    print("| model | real-time factor | times faster (quartiles) | int8 |")
+    print("| model | real-time factor | times as fast (quartiles) | int8 |")
     print("|---|---:|---|---|")
     for name, found in factors.items():
         low, middle, high = statistics.quantiles(

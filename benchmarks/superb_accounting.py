@@ -89,7 +89,7 @@ def main(path: Path, encoders: dict) -> None:
             found[label]["planned_layers"] = len(layers)
     first = next(iter(encoders))
     head = ["encoder", "MB on disk", "MB, paper's rule"]
-    head += ["ESTIMATED run time", "times faster, measured"]
+    head += ["ESTIMATED run time", "times as fast, measured"]
     print("| " + " | ".join(head) + " |\n|---" + "|---:" * 4 + "|")
     for label, row in found.items():
         faster = found[first]["seconds"] / row["seconds"]
