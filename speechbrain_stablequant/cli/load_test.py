@@ -30,6 +30,7 @@ def run(arguments) -> dict:
     from speechbrain_stablequant.publishing.interfaces import interface
     from speechbrain_stablequant.publishing.published import interface_of
 
+    arguments.source = _folder(arguments.source)
     if arguments.interface:
         known = interface(arguments.interface)
     else:
@@ -43,6 +44,23 @@ def run(arguments) -> dict:
         "num_parameters": found["num_parameters"],
         "quantized_layers": found["quantized_layers"],
     }
+
+
+def _folder(source: str) -> str:
+    """Return what is published of an experiment, or the source as it is."""
+    from pathlib import Path
+
+    from speechbrain_stablequant.errors import PublishError
+
+    hub = Path(source) / "ptq" / "hub"
+    if hub.is_dir():
+        return str(hub)
+    if (Path(source) / "ptq").is_dir():
+        raise PublishError(
+            f"{source} is an experiment: publish it first (stablequant publish "
+            f"{source}), which makes {hub}."
+        )
+    return source
 
 
 def _items(arguments, interface: str) -> list[dict]:

@@ -12,9 +12,14 @@ import torch
 from huggingface_hub import ModelCard
 from speechbrain.inference.ASR import EncoderASR
 
-from speechbrain_stablequant import QuantizationPlan, quantize, save_quantized
+from speechbrain_stablequant import (
+    QuantizationPlan,
+    read_header,
+    save_quantized,
+)
 from speechbrain_stablequant.cli import main
 from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.publishing import (
     About,
     PublishOptions,
@@ -184,9 +189,11 @@ def test_another_model_than_was_measured(experiment):
     model = hparams["model"]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
-    result = quantize(model, [], bits="W8", method="uniform")
     path = experiment / "ptq" / "checkpoint" / "model.ckpt"
-    save_quantized(model, path, result.plan)
+    plan = read_header(path)["plan"]
+    with Conversion(model) as conversion:
+        conversion.apply_plan(plan)
+        save_quantized(model, path, plan)
     with pytest.raises(
         PublishError, match="it is not what was measured: .*WER"
     ):
@@ -356,6 +363,14 @@ def test_load_test(publication, capsys):
     )
     (found,) = result["results"].values()
     assert set(found["text"]) <= set(toy.ALPHABET + " ")
+
+
+def test_load_test_of_an_experiment(experiment, capsys):
+    assert main(["load-test", str(experiment)]) == 2
+    assert "publish it first" in capsys.readouterr().err
+    make_folder(experiment, unchecked(with_example=False))
+    assert main(["load-test", str(experiment)]) == 0
+    assert "2 s of noise" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ class Client:
         self.log = (home / "stderr.txt").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.hub.client"],
+            # A job in the background of a shell ignores Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
