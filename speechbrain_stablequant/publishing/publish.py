@@ -190,7 +190,12 @@ def _given_blueprint(
         )
     known = interface(options.interface) if options.interface else None
     text = path.read_text(encoding="utf-8")
-    return Blueprint(known or interface_of(path), text, files)
+    return Blueprint(
+        known or interface_of(path),
+        text,
+        files,
+        foreign=[name for name in files if recipe.is_foreign(name)],
+    )
 
 
 def _ask_for_foreign(
