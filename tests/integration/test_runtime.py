@@ -64,7 +64,7 @@ def test_table_says_what_ran(trained, tmp_path):
     run(trained, tmp_path / "experiment")
     log = (tmp_path / "experiment" / "train_log.txt").read_text()
     assert "real-time factor" in log
-    assert "times faster" in log
+    assert "times as fast" in log
     assert "layers executed in int8" in log
     assert "runtime: openvino (threads 1" in log
 
