@@ -73,10 +73,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     -------
     >>> nearest("percentil", ["max", "percentile"])
     " Did you mean 'percentile'?"
+    >>> nearest("wer", ["CER", "WER"])
+    " Did you mean 'WER'?"
     """
-    known = sorted(str(k) for k in known)
-    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    known = sorted(filter(None, map(str, known)))
+    if not known:
+        return ""
+    small = {each.lower(): each for each in reversed(known)}
+    match = difflib.get_close_matches(str(name).lower(), small, n=1, cutoff=0.5)
     if match:
-        return f" Did you mean '{match[0]}'?"
+        return f" Did you mean '{small[match[0]]}'?"
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     return f" Known: {', '.join(known[:20])}{more}."

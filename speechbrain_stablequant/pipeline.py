@@ -1,5 +1,6 @@
 """The order of the steps, for a Brain and for a plain module alike."""
 
+import contextlib
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -197,11 +198,28 @@ def given_plan(
             "that checkpoint, make the plan again (plan: null), or set "
             f"'rounding' to 'nearest' in the file for {len(rounded)} layers."
         )
+    _check_model(conversion, plan)
     for name, layer in plan.layers.items():
         conversion.set(name, layer)
     coverage = cover(conversion, plan, settings)
     coverage.check(settings.min_coverage)
     return Planned(plan, coverage)
+
+
+def _check_model(conversion: Conversion, plan: QuantizationPlan) -> None:
+    """Refuse a plan that has nothing in common with a model."""
+    if not plan.layers:
+        return
+    for name in plan.layers:
+        with contextlib.suppress(AttributeError):
+            conversion.root.get_submodule(name)
+            return
+    own = next((n for n, _, _ in quantizable_layers(conversion.root)), None)
+    raise PlanError(
+        f"The model does not have any of the {len(plan.layers)} layers that "
+        f"the plan names ('{next(iter(plan.layers))}' is one, the model has "
+        f"'{own}'): it is a plan of another model."
+    )
 
 
 def _selected(conversion: Conversion, settings: Settings):

@@ -277,6 +277,14 @@ def _build(cls, data, where):
         raise PlanError(f"{where}: {err}") from err
 
 
+_KINDS = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a text",
+}
+
+
 def _plain(value, kind, where):
     """Check a plain JSON value against the annotation of its field."""
     if kind is float:
@@ -291,7 +299,7 @@ def _plain(value, kind, where):
             return value
     else:
         return value
-    raise PlanError(f"{where} is {value!r}: a {kind.__name__} is needed.")
+    raise PlanError(f"{where} is {value!r}: {_KINDS[kind]} is needed.")
 
 
 def _layer_from_dict(data, where):

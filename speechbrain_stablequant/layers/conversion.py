@@ -135,7 +135,7 @@ class Conversion:
         try:
             return self.root.get_submodule(name)
         except AttributeError:
-            names = [n for n, _ in self.root.named_modules()]
+            names = [n for n, _, _ in quantizable_layers(self.root)]
             raise PlanError(
                 f"The plan names a layer '{name}' that the model does not "
                 "have." + nearest(name, names)

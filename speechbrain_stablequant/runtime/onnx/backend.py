@@ -53,7 +53,7 @@ def _packages():
     except ImportError as err:
         raise KnobError(
             f"runtime 'onnx' needs the package {err.name}: "
-            "pip install speechbrain_stablequant[onnx]"
+            'pip install "speechbrain_stablequant[onnx]"'
         ) from err
     return onnx, onnxruntime
 
