@@ -38,7 +38,7 @@ from speechbrain_stablequant.plan import (
     QuantizationScheme,
 )
 
-__all__ = ["load_quantized", "read_header", "save_quantized"]
+__all__ = ["check_hash", "load_quantized", "read_header", "save_quantized"]
 
 FORMAT = "speechbrain_stablequant"
 VERSION = 1
@@ -282,6 +282,22 @@ def _read(path: Path, model_num_bytes: int):
             f"({model_num_bytes:,}): it belongs to another model."
         )
     plan, _ = _parse(header, path)
+    return header, plan, _read_tensors(path, header)
+
+
+def check_hash(path: Union[str, Path]) -> None:
+    """Check that a file is as it was written; no model is needed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or not a checkpoint of a version that we read.
+    """
+    _read_tensors(Path(path), _raw_header(Path(path)))
+
+
+def _read_tensors(path: Path, header) -> dict[str, torch.Tensor]:
+    """Read all tensors of a file and compare them with its hash."""
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -292,7 +308,7 @@ def _read(path: Path, model_num_bytes: int):
             f"{path} does not match its own hash: it is damaged or was "
             "changed. Download it again."
         )
-    return header, plan, tensors
+    return tensors
 
 
 def _unpack_layers(conversion, plan, tensors, path):

@@ -32,6 +32,7 @@ from speechbrain_stablequant.plan import QuantizationPlan
 
 __all__ = [
     "DomainHeader",
+    "check_domain",
     "load_domain",
     "read_domain",
     "save_domain",
@@ -264,11 +265,34 @@ def load_domain(
         checkpoint.load_quantized(layers, path)  # compares shapes only
         layers = _without_memory(header, sites).to_empty(device="cpu")
         return checkpoint.load_quantized(layers, path)
+    tensors = _read_tensors(header, layers.state_dict())
+    layers.load_state_dict(tensors, assign=True)
+    return layers
+
+
+def check_domain(header: DomainHeader) -> None:
+    """Check that a domain file is as it was written; no trunk is needed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged.
+    """
+    if header.quantized:
+        checkpoint.check_hash(header.path)
+    else:
+        _read_tensors(header)
+
+
+def _read_tensors(header: DomainHeader, expected=None) -> dict:
+    """Read all tensors of a file and compare them with its hash."""
+    path = header.path
     try:
         with safe_open(str(path), framework="pt") as file:
             keys = list(file.keys())
             found = {key: file.get_slice(key) for key in keys}
-            _check_tensors(layers.state_dict(), found, path)
+            if expected is not None:
+                _check_tensors(expected, found, path)
             tensors = {key: file.get_tensor(key) for key in keys}
             text = (file.metadata() or {}).get("domain", "")
     except (SafetensorError, OSError, ValueError) as err:
@@ -278,8 +302,7 @@ def load_domain(
             f"{path} does not match its own hash: it is damaged or was "
             "changed. Copy or download it again."
         )
-    layers.load_state_dict(tensors, assign=True)
-    return layers
+    return tensors
 
 
 def _without_memory(header: DomainHeader, sites: Sites) -> DomainLayers:
