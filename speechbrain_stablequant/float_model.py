@@ -23,7 +23,7 @@ from speechbrain_stablequant.publishing.nodes import (
 )
 from speechbrain_stablequant.roots import roof
 
-__all__ = ["FloatModel", "FloatModelError", "load_float_model"]
+__all__ = ["FloatModel", "FloatModelError", "load_float_model", "origin"]
 
 # Recoverables that only training needs; they are not built
 _TRAINING = (
@@ -178,10 +178,26 @@ def _recipe_folders(definitions: Definitions, folder: Path, recipe):
         if not recipe.is_dir():
             raise FloatModelError(f"--recipe {recipe} is no folder.")
         return [recipe, folder]
+    source = origin(definitions)
+    near = [] if source is None else [source.parent.parent, source.parent]
+    return [*(f for f in near if f.is_dir()), folder]
+
+
+def origin(definitions: Definitions) -> Optional[Path]:
+    """Return the YAML of a recipe that an experiment says it came from.
+
+    Arguments
+    ---------
+    definitions : Definitions
+        The ``hyperparams.yaml`` of the experiment.
+
+    Returns
+    -------
+    Path or None
+        None where it does not say. The file may be gone.
+    """
     found = _ORIGIN.search(Path(definitions.source).read_text(encoding="utf-8"))
-    near = [Path(found.group(1)).parent] if found else []
-    near += [near[0].parent] if near else []
-    return [*(f for f in reversed(near) if f.is_dir()), folder]
+    return Path(found.group(1)) if found else None
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """``stablequant apply``: a plan on a float checkpoint, without the recipe."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 NAME = "apply"
@@ -41,6 +43,7 @@ def add_arguments(parser) -> None:
 def run(arguments) -> dict:
     """Build, load, convert, write."""
     from speechbrain_stablequant.cli.folders import check_output, filled
+    from speechbrain_stablequant.cli.rerun import measure_command
     from speechbrain_stablequant.float_model import load_float_model
     from speechbrain_stablequant.plan import QuantizationPlan
 
@@ -48,13 +51,14 @@ def run(arguments) -> dict:
     folder = _experiment_folder(arguments.experiment)
     plan = QuantizationPlan.load(arguments.plan)
     settings = _settings(plan, arguments.min_coverage)
-    model = load_float_model(
-        folder,
-        arguments.recipe,
-        arguments.checkpoint,
-        arguments.min_key,
-        arguments.max_key,
-    )
+    with _no_bars():
+        model = load_float_model(
+            folder,
+            arguments.recipe,
+            arguments.checkpoint,
+            arguments.min_key,
+            arguments.max_key,
+        )
     with filled(output) as work:
         coverage, files = _convert(model, plan, settings, work)
     for file in files:
@@ -68,8 +72,25 @@ def run(arguments) -> dict:
         "coverage": coverage.fraction,
         "not_quantized": [vars(row).copy() for row in rest],
         "files": files,
-        "measure_with": _measure_command(folder, output / "plan.json"),
+        "measure_with": measure_command(folder, output / "plan.json"),
     }
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the bars of transformers off the terminal: loading is quick."""
+    try:
+        from transformers.utils import logging
+    except ImportError:  # then no encoder is one of theirs
+        yield
+        return
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _experiment_folder(given: str) -> Path:
@@ -120,15 +141,6 @@ def _choice(arguments) -> str:
     return (
         f"highest {arguments.max_key}" if arguments.max_key else "most recent"
     )
-
-
-def _measure_command(folder: Path, plan: Path) -> str:
-    """Return how to score it; a block takes the plan as a knob."""
-    from speechbrain_stablequant.publishing.nodes import Definitions
-
-    has_knob = "ptq_plan" in Definitions.load(folder / "hyperparams.yaml")
-    knob = f"--ptq_plan {plan}" if has_knob else f"--ptq '{{plan: {plan}}}'"
-    return f"python train.py hparams.yaml --test_only {knob}"
 
 
 def lines(result: dict) -> list[str]:
