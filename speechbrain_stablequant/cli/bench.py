@@ -19,7 +19,10 @@ def add_arguments(parser) -> None:
         "source", help="published folder, hub name, or published experiment"
     )
     parser.add_argument(
-        "audio", nargs="+", metavar="AUDIO", help="audio files (wav, flac)"
+        "audio",
+        nargs="+",
+        metavar="AUDIO",
+        help="audio files (wav, flac, ogg, mp3)",
     )
     parser.add_argument(
         "--threads", type=_positive, help="threads of a call (torch's default)"
@@ -171,8 +174,9 @@ def _row(candidate, first, exact, audio_seconds: float) -> dict:
 def lines(result: dict) -> list[str]:
     """Return the table and what it was measured on."""
     count, seconds = len(result["files"]), result["audio_seconds"]
+    files = "file" if count == 1 else "files"
     found = [
-        f"{result['source']} ({result['interface']}): {count} files, "
+        f"{result['source']} ({result['interface']}): {count} {files}, "
         f"{seconds:.1f} s of audio, batches of {result['batch_size']}, median "
         f"of {result['rounds']} rounds in turns; loaded in "
         f"{result['load_seconds']:.1f} s",

@@ -60,7 +60,8 @@ def run(arguments) -> dict:
     model = load_model(arguments.source)
     note(f"converting {model.name}")
     parts = find_parts(model, arguments.to, samples(model))
-    with filled(output, arguments.overwrite) as work:
+    old = _older(output / MANIFEST)
+    with filled(output, arguments.overwrite, old) as work:
         rows = []
         for part in parts:
             path = write_part(part, arguments.to, work)
@@ -69,6 +70,23 @@ def run(arguments) -> dict:
         about = _about(arguments, model, rows)
         (work / MANIFEST).write_text(to_json(about) + "\n", encoding="utf-8")
     return {"output": str(output), **about}
+
+
+def _older(manifest: Path) -> list[str]:
+    """Return the files of an older export that are still in its folder."""
+    try:
+        rows = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        names = [Path(row["file"]) for row in rows]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []  # not of ours: nothing to remove
+    names += [name.with_suffix(".bin") for name in names]
+    folder = manifest.parent
+    return [
+        name.name  # a manifest must not lead out of its folder
+        for name in names
+        if name.suffix in (".onnx", ".xml", ".bin")
+        and (folder / name.name).is_file()
+    ]
 
 
 def _row(part, path: Path, checks: list[dict]) -> dict:
@@ -127,7 +145,9 @@ def _about(arguments, model, rows: list[dict]) -> dict:
 
 def lines(result: dict) -> list[str]:
     """Return a row for each file, and how to run the first."""
-    rows = [("file", "bytes", "layers in int8", "SNR (dB)", "differs by")]
+    rows = [
+        ("file", "bytes", "layers in int8", "SNR (dB)", "largest difference")
+    ]
     for row in result["files"]:
         worst = min(row["checks"], key=_snr)
         rows.append(

@@ -3,9 +3,9 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 from speechbrain_stablequant.errors import StableQuantError
 
@@ -16,15 +16,18 @@ class OutputError(StableQuantError, FileExistsError):
     """The output is there already."""
 
 
-def check_output(output: Union[str, Path], overwrite: bool = False) -> Path:
+def check_output(
+    output: Union[str, Path], overwrite: Optional[bool] = None
+) -> Path:
     """Refuse an output that would lose something, before the long part.
 
     Arguments
     ---------
     output : str or Path
         The folder to write.
-    overwrite : bool
-        Whether the user said that what is there may go.
+    overwrite : bool, optional
+        Whether the user said that what is there may go; None where a command
+        has no such option.
 
     Raises
     ------
@@ -35,27 +38,31 @@ def check_output(output: Union[str, Path], overwrite: bool = False) -> Path:
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; --output names a folder.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
+        way = "remove it" if overwrite is None else "give --overwrite"
         raise OutputError(
-            f"{output} is there and not empty: name another --output, or "
-            "remove it."
+            f"{output} is there and not empty: name another --output, or {way}."
         )
     return output
 
 
 @contextlib.contextmanager
-def filled(output: Path, overwrite: bool = False) -> Iterator[Path]:
+def filled(
+    output: Path, overwrite: Optional[bool] = None, old: Iterable[str] = ()
+) -> Iterator[Path]:
     """Give a new folder to fill, which becomes the output at the end.
 
     When the block fails there is no half-filled output, and what was there
     before is as it was. Of an older output only files of the same names are
-    replaced.
+    replaced, and ``old`` ones removed.
 
     Arguments
     ---------
     output : Path
         The folder.
-    overwrite : bool
+    overwrite : bool, optional
         Whether to replace files in it.
+    old : iterable of str
+        Names of files that an older output of ours had.
     """
     check_output(output, overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +71,13 @@ def filled(output: Path, overwrite: bool = False) -> Iterator[Path]:
         yield Path(work)
         # mkdtemp is private to the user; an output is like any other folder
         output.mkdir(exist_ok=True)
-        for path in sorted(Path(work).iterdir()):
+        made = sorted(Path(work).iterdir())
+        for path in made:
             target = output / path.name
             if target.is_dir():
                 shutil.rmtree(target)
             path.replace(target)
+        for name in set(old) - {path.name for path in made}:
+            (output / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)

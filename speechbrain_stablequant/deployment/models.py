@@ -16,6 +16,8 @@ from speechbrain_stablequant.sources import SourceError, is_published
 
 __all__ = ["LoadedModel", "load_model", "read_audio"]
 
+SHORTEST_SECONDS = 0.1  # encoders need a frame, voices are far longer
+
 
 @dataclass
 class LoadedModel:
@@ -118,21 +120,34 @@ def read_audio(model: LoadedModel, paths: Sequence[str]) -> list[torch.Tensor]:
     Raises
     ------
     SourceError
-        If a file is missing, empty or no audio.
+        If a file is missing, too short, no audio, or has samples that are no
+        numbers.
     """
-    signals = []
-    for path in paths:
-        if not Path(path).is_file():
-            raise SourceError(f"{path} is not there: no such audio file.")
-        try:
-            signal, rate = audio_io.load(str(path), channels_first=False)
+    return [_signal(model, path) for path in paths]
+
+
+def _signal(model: LoadedModel, path: str) -> torch.Tensor:
+    if Path(path).is_dir():
+        raise SourceError(f"{path} is a folder: name the audio files in it.")
+    if not Path(path).is_file():
+        raise SourceError(f"{path} is not there: no such audio file.")
+    try:
+        signal, rate = audio_io.load(str(path), channels_first=False)
+        if signal.numel():  # resampling nothing fails
             signal = model.interface.audio_normalizer(signal, rate)
-        except Exception as err:  # of the reader, by format
-            raise SourceError(
-                f"{path} cannot be read as audio: "
-                f"{' '.join(str(err).split())[:200]}"
-            ) from err
-        if not signal.numel():
-            raise SourceError(f"{path} has no samples.")
-        signals.append(signal)
-    return signals
+    except Exception as err:  # of the reader, by format
+        raise SourceError(
+            f"{path} cannot be read as audio: "
+            f"{' '.join(str(err).split())[:200]}"
+        ) from err
+    seconds = signal.numel() / model.sample_rate
+    if seconds < SHORTEST_SECONDS:
+        raise SourceError(
+            f"{path} has {seconds:.3f} s of audio: "
+            f"{SHORTEST_SECONDS} s are needed at least."
+        )
+    if not bool(torch.isfinite(signal).all()):
+        raise SourceError(
+            f"{path} has samples that are not finite numbers: it is damaged."
+        )
+    return signal

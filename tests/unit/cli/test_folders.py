@@ -51,6 +51,30 @@ def test_existing_output_is_refused(tmp_path):
         check_output(tmp_path / "mine", overwrite=True)
 
 
+def test_refusal_names_the_option_where_there_is_one(tmp_path):
+    (tmp_path / "mine").write_text("1")
+    with pytest.raises(OutputError, match="--overwrite"):
+        check_output(tmp_path, overwrite=False)
+    with pytest.raises(OutputError, match="or remove it"):
+        check_output(tmp_path)
+
+
+def test_files_of_an_older_output_go_at_the_end(tmp_path):
+    for name in ("a", "b", "mine"):
+        (tmp_path / name).write_text("old")
+
+    def fail():
+        with filled(tmp_path, overwrite=True, old=["a", "b"]):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(tmp_path) == ["a", "b", "mine"]
+    with filled(tmp_path, overwrite=True, old=["a", "b"]) as work:
+        (work / "a").write_text("new")
+    assert names(tmp_path) == ["a", "mine"]
+
+
 def test_overwriting_replaces_files_of_the_same_name_only(tmp_path):
     for name in ("a", "mine"):
         (tmp_path / name).write_text("old")
