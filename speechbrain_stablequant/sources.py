@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Optional
 
@@ -11,6 +12,7 @@ from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.experiment import (
     Experiment,
     is_quantized,
+    read_coverage,
     read_report,
 )
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
@@ -54,6 +56,8 @@ class Source:
         What the plan remembers of how it was made.
     about : dict
         More to show, by what it is.
+    coverage : dict, optional
+        ``fraction`` of the weight bytes that is quantized, and ``parameters``.
     experiment : Experiment, optional
         The folder that it is, for kind ``experiment``.
     """
@@ -68,6 +72,7 @@ class Source:
     sizes: dict[str, int] = field(default_factory=dict)
     settings: Mapping = field(default_factory=dict)
     about: dict = field(default_factory=dict)
+    coverage: Optional[dict] = None
     experiment: Optional[Experiment] = None
 
 
@@ -87,6 +92,8 @@ def read_source(name: str) -> Source:
     path = fetch(name)
     if path.is_dir():
         return _folder(name, path)
+    if not path.is_file():  # reading a pipe would never end
+        raise SourceError(f"{name} is neither a file nor a folder.")
     if path.suffix == ".json":
         return _json(name, path)
     return _file(name, path)
@@ -134,18 +141,38 @@ def _folder(name: str, path: Path) -> Source:
         return _published(name, path)
     if (path / "CKPT.yaml").is_file():
         return _float(name, path, "checkpoint folder")
+    saved = sorted(file.parent for file in path.glob("CKPT*/CKPT.yaml"))
+    if saved:
+        return _float_folders(name, path, saved)
+    return _experiment(name, path)
+
+
+def _experiment(name: str, path: Path) -> Source:
     experiment = Experiment(path)
-    plan = _or_none(lambda: experiment.plan, experiment.ptq / "plan.json")
-    report = _or_none(lambda: experiment.report, experiment.ptq / "report.json")
-    if plan is None and report is None:
-        source = _of_checkpoints(name, path, experiment.checkpoints)
+    folder = experiment.ptq
+    plan = _or_none(lambda: experiment.plan, folder / "plan.json")
+    report = _or_none(lambda: experiment.report, folder / "report.json")
+    stored = _stored(name, path, experiment)
+    if report is None and stored is not None:
+        source = stored  # what `stablequant apply` has left
+        _name_layers(source, plan)
+        table = folder / "coverage.json"
+        source.coverage = _or_none(lambda: read_coverage(table), table)
     else:
         source = Source(name, "experiment", path, report=report)
         _add_plan(source, plan)
         _add_report(source)
     source.kind, source.experiment = "experiment", experiment
-    source.about["folder"] = str(experiment.ptq)
+    source.about["folder"] = str(folder)
     return source
+
+
+def _stored(name: str, path: Path, experiment) -> Optional[Source]:
+    """Return what the quantized files say, whose hashes are checked."""
+    folder = experiment.ptq / "checkpoint"
+    if not folder.is_dir() or not any(map(is_quantized, folder.iterdir())):
+        return None
+    return _of_checkpoints(name, path, experiment.checkpoints)
 
 
 def _or_none(read, path: Path):
@@ -157,9 +184,43 @@ def _published(name: str, path: Path) -> Source:
     files = sorted(filter(is_quantized, path.glob("*.ckpt")))
     source = _of_checkpoints(name, path, {file.stem: file for file in files})
     source.kind = "published"
-    report = path / "report.json"
+    plan, report = path / "plan.json", path / "report.json"
+    _name_layers(source, _or_none(lambda: QuantizationPlan.load(plan), plan))
     source.report = _or_none(lambda: read_report(report), report)
+    if source.report is not None:
+        _add_float_sizes(source)
+        _add_coverage(source)
     return source
+
+
+def _name_layers(source: Source, plan: Optional[QuantizationPlan]) -> None:
+    """Name layers as the whole model does, and not after their files.
+
+    A layer is found in the plan of the model by how it is quantized, since
+    files have names of loadables, which need not be names of modules. If one
+    is not there the plan is not of these files, and all names stay.
+    """
+    if plan is None:
+        return
+    free: dict[str, list[str]] = {}
+    for name, how in plan.layers.items():
+        free.setdefault(repr(how), []).append(name)
+    names = {}
+    for name, how in source.layers.items():
+        alike = free.get(repr(how))
+        if not alike:
+            return
+        names[name] = max(alike, key=lambda n: _shared_end(n, name))
+        alike.remove(names[name])
+    source.layers = {names[n]: how for n, how in source.layers.items()}
+    source.sizes = {names[n]: size for n, size in source.sizes.items()}
+    source.method, source.settings = plan.method, plan.settings
+
+
+def _shared_end(first: str, second: str) -> int:
+    """Return how many parts of two names are the same, from the last on."""
+    pairs = zip(first.split(".")[::-1], second.split(".")[::-1])
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _add_plan(source: Source, plan: Optional[QuantizationPlan]) -> None:
@@ -173,11 +234,29 @@ def _add_report(source: Source) -> None:
     if source.report is None:
         return
     source.files = source.report["files"]
-    for row in source.report["coverage"].get("parameters", []):
+    _add_coverage(source)
+    for row in source.coverage["parameters"]:
         if row["status"] == "quantized":
             layer = row["name"].rpartition(".")[0]
             size = source.sizes.get(layer, 0) + row["quantized_num_bytes"]
             source.sizes[layer] = size
+
+
+def _add_coverage(source: Source) -> None:
+    found = source.report["coverage"]
+    source.coverage = {
+        "fraction": found.get("fraction"),
+        "parameters": found.get("parameters") or [],
+    }
+
+
+def _add_float_sizes(source: Source) -> None:
+    """Take from a report what files had in float, for those of its size."""
+    known = {file["name"]: file for file in source.report["files"]}
+    for file in source.files:
+        row = known.get(file["name"])
+        if row is not None and row["num_bytes"] == file["num_bytes"]:
+            file["float_num_bytes"] = row.get("float_num_bytes")
 
 
 # -- files -------------------------------------------------------------------
@@ -228,6 +307,20 @@ def _float(name: str, path: Path, what: str) -> Source:
     return Source(name, "float checkpoint", path, files=rows, about=about)
 
 
+def _float_folders(name: str, path: Path, folders: list[Path]) -> Source:
+    """Recognise a folder of the toolkit's checkpoint folders."""
+    source = _float(name, path, "checkpoint folder")
+    source.about["what"] = (
+        f"{len(folders)} float checkpoint folders of SpeechBrain, not quantized"
+    )
+    source.files = [
+        {**row, "name": f"{folder.name}/{row['name']}"}
+        for folder in folders
+        for row in _float(name, folder, "checkpoint folder").files
+    ]
+    return source
+
+
 def _domain(name: str, path: Path) -> Source:
     source = Source(name, "domain", path)
     source.files = [{"name": path.stem, "num_bytes": path.stat().st_size}]
@@ -236,9 +329,13 @@ def _domain(name: str, path: Path) -> Source:
 
 
 def _describe_domain(source: Source) -> None:
-    from speechbrain_stablequant.adapters.files import read_domain
+    from speechbrain_stablequant.adapters.files import (
+        check_domain,
+        read_domain,
+    )
 
     header = read_domain(source.path)
+    check_domain(header)
     source.about.pop("extra", None)
     source.about.update(
         domain=header.name,
@@ -250,11 +347,12 @@ def _describe_domain(source: Source) -> None:
 
 def _of_checkpoints(name: str, path: Path, files: dict[str, Path]) -> Source:
     """Return what quantized files say: plans, sizes and extra data."""
-    from speechbrain_stablequant.checkpoint import read_header
+    from speechbrain_stablequant.checkpoint import check_hash, read_header
 
     source = Source(name, "checkpoint", path, layers={})
     for stem, file in files.items():
         header = read_header(file)
+        check_hash(file)
         prefix = f"{stem}." if stem else ""
         plan, sizes = header["plan"], _tensor_sizes(file)
         for layer, how in plan.layers.items():

@@ -2,7 +2,7 @@
 
 from typing import Optional
 
-from speechbrain_stablequant.cli.tables import megabytes_or_dash, table
+from speechbrain_stablequant.cli.tables import letter, megabytes_or_dash, table
 
 NAME = "compare"
 HELP = "Put experiments, reports or plans side by side."
@@ -87,7 +87,7 @@ def _strangers(sources) -> list[str]:
 
 def lines(result: dict) -> list[str]:
     """Return the tables."""
-    letters = [chr(ord("A") + i) for i in range(len(result["sources"]))]
+    letters = [letter(i) for i in range(len(result["sources"]))]
     found = _source_lines(letters, result["sources"])
     if result["metrics"]:
         found += ["", *_metric_lines(letters, result["metrics"])]
@@ -99,11 +99,11 @@ def lines(result: dict) -> list[str]:
 
 def _source_lines(letters, sources) -> list[str]:
     rows = [("", "", "quantization", "layers", "bytes", "of float")]
-    for letter, source in zip(letters, sources):
+    for name, source in zip(letters, sources):
         size, before = source["num_bytes"], source["float_num_bytes"]
         rows.append(
             (
-                letter,
+                name,
                 source["name"],
                 source["label"] or source["method"] or source["kind"],
                 _or_dash(source["quantized_layers"]),
@@ -115,27 +115,49 @@ def _source_lines(letters, sources) -> list[str]:
 
 
 def _metric_lines(letters, rows) -> list[str]:
-    from speechbrain_stablequant.report.tables import decimals, interval, number
-
-    head = ["test set", "metric", "float"]
-    for i, letter in enumerate(letters):
-        head += [letter] if i == 0 else [letter, f"{letter} - A [95 %]"]
+    floats = [_float_cells(row) for row in rows]
+    # Another float model is no place to measure a loss from
+    own = any(len(set(cells) - {"-"}) > 1 for cells in floats)
+    head = ["test set", "metric"]
+    head += [f"float {name}" for name in letters] if own else ["float"]
+    for i, name in enumerate(letters):
+        head += [name] if i == 0 else [name, f"{name} - A [95 %]"]
     found = [head]
-    for row in rows:
-        values = [_value(value, "quantized") for value in row["values"]]
-        floats = [_value(value, "float") for value in row["values"]]
-        before = next((f for f in floats if f is not None), None)
-        digits = decimals(before, *values)
-        cells = [row["test"], row["metric"], number(before, digits)]
-        for i, value in enumerate(values):
-            cells.append(number(value, digits))
-            if i:
-                change = row["differences"][i]
-                cells.append(
-                    "-" if change is None else interval(change, digits)
-                )
-        found.append(cells)
+    for row, before in zip(rows, floats):
+        if not own:
+            before = [next((c for c in before if c != "-"), "-")]
+        cells = [row["test"], row["metric"], *before]
+        found.append([*cells, *_quantized_cells(row)])
     return table(found, left=2)
+
+
+def _digits(row: dict) -> int:
+    from speechbrain_stablequant.report.tables import decimals
+
+    values = row["values"]
+    return decimals(
+        *(_value(value, "float") for value in values),
+        *(_value(value, "quantized") for value in values),
+    )
+
+
+def _float_cells(row: dict) -> list[str]:
+    from speechbrain_stablequant.report.tables import number
+
+    digits = _digits(row)
+    return [number(_value(v, "float"), digits) for v in row["values"]]
+
+
+def _quantized_cells(row: dict) -> list[str]:
+    from speechbrain_stablequant.report.tables import interval, number
+
+    digits, cells = _digits(row), []
+    for i, value in enumerate(row["values"]):
+        cells.append(number(_value(value, "quantized"), digits))
+        if i:
+            change = row["differences"][i]
+            cells.append("-" if change is None else interval(change, digits))
+    return cells
 
 
 def _value(row: Optional[dict], key: str):
@@ -143,14 +165,13 @@ def _value(row: Optional[dict], key: str):
 
 
 def _speed_lines(letters, rows) -> list[str]:
-    found = [("real-time factor", *letters)]
+    from speechbrain_stablequant.report.tables import number
+
+    found = [("test set", "speed", *letters)]
     for row in rows:
-        cells = [
-            "-" if value is None else f"{value:.4f}"
-            for value in row["real_time_factors"]
-        ]
-        found.append((row["test"], *cells))
-    return table(found)
+        cells = (number(value, 4) for value in row["values"])
+        found.append((row["test"], row["measure"], *cells))
+    return table(found, left=2)
 
 
 def _layer_lines(letters, result) -> list[str]:

@@ -1,16 +1,22 @@
 """What differs between quantized models: layers, sizes, metrics, speed."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Optional
 
 from speechbrain_stablequant.cli.describe import layer_row
+from speechbrain_stablequant.cli.tables import letter
 from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.perplexity import PerplexityMetric
+from speechbrain_stablequant.report.rows import speed_of
 from speechbrain_stablequant.scoring import Item, Metric
 from speechbrain_stablequant.sources import Source
 
 __all__ = ["hardware", "items_of", "layer_rows", "metric_rows", "speed_rows"]
 
+# Those whose items are sums; of others, items alone do not give the metric
+_METRICS = {"Metric": Metric, "PerplexityMetric": PerplexityMetric}
 _LAYER_FIELDS = ("weights", "rounding")
 _INPUT_FIELDS = ("scheme", "percentile", "range")
 
@@ -72,11 +78,12 @@ def items_of(source: Source) -> dict:
     StableQuantError
         If the file with them is damaged.
     """
-    if source.report is None:
-        return {}
-    folder = source.path.parent
     if source.experiment is not None:
         folder = source.experiment.ptq
+    elif source.kind == "report":
+        folder = source.path.parent
+    else:  # a published folder has none: items have names of utterances
+        return {}
     path = folder / "items.json"
     if not path.is_file():
         return {}
@@ -86,7 +93,29 @@ def items_of(source: Source) -> dict:
         raise StableQuantError(f"Cannot read {path}: {err}.") from err
     if not isinstance(data, dict):
         raise StableQuantError(f"{path} has no test sets: it is damaged.")
+    for name, metrics in data.items():
+        if not isinstance(metrics, dict) or not all(
+            map(_is_metric, metrics.values())
+        ):
+            raise StableQuantError(f"{path} is damaged: '{name}' is.")
     return data
+
+
+def _is_metric(items) -> bool:
+    """Whether something has items as a report writes them."""
+    if not isinstance(items, dict):
+        return False
+    rows = items.get("quantized")
+    return rows is None or (isinstance(rows, list) and all(map(_is_item, rows)))
+
+
+def _is_item(row) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == 3
+        and isinstance(row[0], str)
+        and all(isinstance(number, (int, float)) for number in row[1:])
+    )
 
 
 def metric_rows(
@@ -117,7 +146,7 @@ def metric_rows(
                 change, note = _difference(name, *pair)
                 differences.append(change)
                 if note:
-                    notes.append(f"{test} {name}, {_letter(i)}: {note}")
+                    notes.append(f"{test} {name}, {letter(i)}: {note}")
             rows.append(
                 {
                     "test": test,
@@ -147,22 +176,36 @@ def _difference(name: str, values, items) -> tuple[Optional[dict], str]:
     counts = [value.get("items") for value in values]
     if None not in counts and counts[0] != counts[1]:
         return plain, f"other test items ({counts[0]} and {counts[1]})"
-    if any(each is None for each in items):
+    if not all(map(_kept, items)) or _kind(items[0]) != _kind(items[1]):
         return plain, ""
-    if any(each.get("pairs") or not each.get("quantized") for each in items):
-        return plain, ""  # a metric over pairs keeps no items
     first, second = ([Item(*row) for row in i["quantized"]] for i in items)
     about = {
         key: items[0][key] for key in ("factor", "unit") if key in items[0]
     }
+    metric = _METRICS[_kind(items[0])](name, **about)
     try:
-        return Metric(name, **about).compare(first, second).to_dict(), ""
+        found = metric.compare(first, second).to_dict()
     except StableQuantError:
         return plain, "other test items, of the same number"
+    if not math.isclose(
+        found["change"], plain["change"], rel_tol=1e-6, abs_tol=1e-9
+    ):
+        return plain, "items.json and report.json are not of the same run"
+    return found, ""
 
 
-def _letter(index: int) -> str:
-    return chr(ord("A") + index)
+def _kept(items: Optional[dict]) -> bool:
+    """Whether there are items that give the value of a metric."""
+    return bool(
+        items
+        and not items.get("pairs")  # a metric over pairs keeps no items
+        and items.get("quantized")
+        and _kind(items) in _METRICS
+    )
+
+
+def _kind(items: dict) -> str:
+    return str(items.get("kind", "Metric"))
 
 
 # -- speed -------------------------------------------------------------------
@@ -178,33 +221,36 @@ def hardware(source: Source) -> Optional[dict]:
 def speed_rows(
     sources: Sequence[Source],
 ) -> tuple[list[dict], list[str]]:
-    """Return real-time factors by test set, unless hardware differs.
+    """Return speeds by test set, unless hardware differs.
 
     Returns
     -------
     rows : list of dict
-        ``test``, ``real_time_factors`` (None where not measured).
+        ``test``, ``measure`` (real-time factor; of models without audio,
+        seconds) and ``values`` (None where not measured).
     notes : list of str
         Why speeds are not compared.
     """
-    tests = [_tests(source) for source in sources]
-    rows = []
-    for test in dict.fromkeys(name for known in tests for name in known):
-        speeds = [
-            (known.get(test, {}).get("quantized_speed") or {}).get(
-                "real_time_factor"
-            )
-            for known in tests
-        ]
-        if sum(speed is not None for speed in speeds) > 1:
-            rows.append({"test": test, "real_time_factors": speeds})
+    measured: dict[tuple[str, str], list[Optional[float]]] = {}
+    for i, source in enumerate(sources):
+        for name, test in _tests(source).items():
+            speed = speed_of(test)
+            if speed is not None:
+                empty = [None] * len(sources)
+                measured.setdefault((name, speed[0]), empty)[i] = speed[2]
+    rows = [
+        {"test": test, "measure": measure, "values": values}
+        for (test, measure), values in measured.items()
+        if sum(value is not None for value in values) > 1
+    ]
     machines = [hardware(source) for source in sources if source.report]
     if rows and any(machine != machines[0] for machine in machines):
-        shown = "; ".join(
-            "unknown"
-            if m is None
-            else f"{m['processor']}, {m['threads']} threads"
-            for m in machines
-        )
+        shown = "; ".join(map(_machine, machines))
         return [], [f"speeds are not compared, hardware differs: {shown}"]
     return rows, []
+
+
+def _machine(about: Optional[dict]) -> str:
+    if about is None:
+        return "unknown"
+    return f"{about['processor']}, {about['threads']} threads"

@@ -61,21 +61,29 @@ def run(arguments) -> dict:
         result["layers" if arguments.layers else "units"] = (
             rows if arguments.layers else by_unit(rows)
         )
+    if source.coverage is not None:
+        result["coverage"] = _of_coverage(source.coverage)
     if source.report is not None:
         result["report"] = _of_report(source.report)
     return result
 
 
+def _of_coverage(coverage: dict) -> dict:
+    """Return how much is quantized, and what is not."""
+    rows = coverage["parameters"]
+    rest = [row for row in rows if row["status"] != "quantized"]
+    return {
+        "fraction": coverage["fraction"],
+        "not_quantized": [row for row in rest if row["is_weight"]],
+        "kept_num_bytes": sum(row["num_bytes"] for row in rest),
+    }
+
+
 def _of_report(report: dict) -> dict:
     """Return what people look for first in a report."""
-    parameters = report["coverage"].get("parameters", [])
-    rest = [p for p in parameters if p["status"] != "quantized"]
     return {
         "label": report["label"],
-        "coverage": report["coverage"].get("fraction"),
         "tests": report["tests"],
-        "not_quantized": [p for p in rest if p["is_weight"]],
-        "kept_num_bytes": sum(p["num_bytes"] for p in rest),
         "unreached_layers": report.get("unreached_layers") or [],
         "environment": report.get("environment") or {},
     }
@@ -93,6 +101,7 @@ def lines(result: dict) -> list[str]:
         ("widths", _width_lines),
         ("units", _unit_lines),
         ("layers", _layer_lines),
+        ("coverage", _coverage_lines),
         ("report", _report_lines),
     ):
         if result.get(key):
@@ -176,13 +185,18 @@ def _percent(value) -> str:
     return "-" if value is None else f"{value:g}"
 
 
+def _coverage_lines(coverage: dict) -> list[str]:
+    found = []
+    if coverage["fraction"] is not None:
+        found.append(f"weights quantized: {coverage['fraction']:.1%} of bytes")
+    for row in coverage["not_quantized"]:
+        found.append(f"  not {row['name']}: {row['detail']}")
+    return found or ["weights quantized: not known"]
+
+
 def _report_lines(report: dict) -> list[str]:
     found = [f"measured: {report['label']}"]
     found += metric_lines(report["tests"])
-    if report["coverage"] is not None:
-        found.append(f"weights quantized: {report['coverage']:.1%} of bytes")
-    for row in report["not_quantized"]:
-        found.append(f"  not {row['name']}: {row['detail']}")
     if report["unreached_layers"]:
         count = len(report["unreached_layers"])
         found.append(f"  inputs float in {count} layers never reached")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
-from speechbrain_stablequant.cli.output import to_json
+from speechbrain_stablequant.cli.output import printable, to_json
 from speechbrain_stablequant.cli.parser import parse
 from speechbrain_stablequant.errors import StableQuantError
 
@@ -40,6 +40,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, as_json)
     except (StableQuantError, OSError) as err:
+        if _was_interrupted(err):
+            return _fail("interrupted", INTERRUPTED, as_json)
         return _fail(_reason(err), MISTAKE, as_json)
     except SystemExit as leaving:  # --help and --version of argparse
         return leaving.code if isinstance(leaving.code, int) else MISTAKE
@@ -63,7 +65,8 @@ def _run(argv: list[str]) -> int:
     if arguments.json:
         text = to_json(result)
     else:
-        text = "\n".join(arguments.module.lines(result))
+        shown = "\n".join(arguments.module.lines(result))
+        text = printable(shown, kept="\n")
     _print(text)
     return OK if result.get("ok", True) else FAILED
 
@@ -90,10 +93,24 @@ def _fail(message: str, code: int, as_json: bool) -> int:
     """Say what went wrong on stderr, and as JSON where that was asked for."""
     if _debugging() and code != INTERRUPTED:
         traceback.print_exc()
-    print(f"stablequant: error: {message}", file=sys.stderr)
+    shown = printable(message, kept="\n")
+    print(f"stablequant: error: {shown}", file=sys.stderr)
     if as_json:
         _print(to_json({"ok": False, "error": message}))
     return code
+
+
+def _was_interrupted(err: Optional[BaseException]) -> bool:
+    """Whether Ctrl-C is what an error came from.
+
+    The toolkit's YAML imports classes with `pydoc`, which makes an error of
+    everything that happens on the way.
+    """
+    while err is not None:
+        if isinstance(err, KeyboardInterrupt):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
 
 
 def _debugging() -> bool:

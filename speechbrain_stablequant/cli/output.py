@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any
 
-__all__ = ["note", "to_json"]
+__all__ = ["note", "printable", "to_json"]
 
 
 def to_json(result: Any) -> str:
@@ -31,6 +31,31 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Escape what a terminal would obey: names in files are not ours.
+
+    Arguments
+    ---------
+    text : str
+        What is to be shown.
+    kept : str
+        Characters that stay as they are, as line breaks of our own.
+
+    Example
+    -------
+    >>> print(printable("\\x1b[31mred"))
+    \\x1b[31mred
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        if char.isprintable() or char in kept
+        else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
 def note(text: str) -> None:
     """Tell the user what is going on, beside the result: on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -53,6 +53,7 @@ def _build():
     )
     version = f"%(prog)s {speechbrain_stablequant.__version__}"
     parser.add_argument("--version", action="version", version=version)
+    _add_json(parser, default=False)
     found = {}
     children = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands"
@@ -65,13 +66,19 @@ def _build():
             epilog=_epilog(module.EXAMPLES),
         )
         module.add_arguments(child)
-        child.add_argument(
-            "--json",
-            action="store_true",
-            help="print the result as JSON, and nothing else, to stdout",
-        )
+        # Else its default would undo one in front of the command
+        _add_json(child, default=argparse.SUPPRESS)
         child.set_defaults(module=module)
     return parser, found
+
+
+def _add_json(parser: argparse.ArgumentParser, default) -> None:
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=default,
+        help="print the result as JSON, and nothing else, to stdout",
+    )
 
 
 def _epilog(examples: str) -> str:

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Optional
 
+from speechbrain_stablequant.cli.output import printable
+
 __all__ = [
     "environment_line",
+    "letter",
     "megabytes_or_dash",
     "metric_lines",
     "size_lines",
@@ -20,6 +23,8 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     >>> table([("a", "n"), ("bc", "10")])
     ['a    n', 'bc  10']
     """
+    # A name with a line break must not look like another row
+    rows = [[printable(cell) for cell in row] for row in rows]
     count = len(rows[0])
     wide = [max(len(row[i]) for row in rows) for i in range(count)]
     return [
@@ -29,6 +34,18 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def letter(index: int) -> str:
+    """Return the heading of a column, as spreadsheets count.
+
+    Example
+    -------
+    >>> letter(0), letter(25), letter(26)
+    ('A', 'Z', 'AA')
+    """
+    head, last = divmod(index, 26)
+    return (letter(head - 1) if head else "") + chr(ord("A") + last)
 
 
 def megabytes_or_dash(num_bytes: Optional[int]) -> str:
@@ -61,6 +78,7 @@ def size_lines(files: list[dict]) -> list[str]:
 
 def metric_lines(tests: list[dict]) -> list[str]:
     """Return a row for each metric of each test set."""
+    from speechbrain_stablequant.report.rows import speed_of
     from speechbrain_stablequant.report.tables import (
         decimals,
         interval,
@@ -75,19 +93,17 @@ def metric_lines(tests: list[dict]) -> list[str]:
             before, after = (number(value, digits) for value in values)
             change = interval(row, digits) if "low" in row else ""
             rows.append((test["name"], name, before, after, change))
-        speed = test.get("quantized_speed") or {}
-        if speed.get("real_time_factor") is not None:
-            rows.append((test["name"], "real-time factor", *_factors(test)))
+        speed = speed_of(test)
+        if speed is not None:
+            rows.append((test["name"], *_speed_cells(*speed)))
     return table(rows, left=2) if len(rows) > 1 else ["no test set was scored"]
 
 
-def _factors(test: dict) -> tuple[str, str, str]:
-    """Return real-time factors of both passes, and times as fast."""
-    new = test["quantized_speed"]["real_time_factor"]
-    old = (test.get("float_speed") or {}).get("real_time_factor")
-    if not old:
-        return "-", f"{new:.4f}", ""
-    return f"{old:.4f}", f"{new:.4f}", f"{old / new:.2f} times as fast"
+def _speed_cells(label: str, old: Optional[float], new: float):
+    """Return the measure, its values in both passes, and times as fast."""
+    from speechbrain_stablequant.report.tables import number, times_as_fast
+
+    return label, number(old, 4), number(new, 4), times_as_fast(old, new)
 
 
 def environment_line(environment: dict) -> list[str]:

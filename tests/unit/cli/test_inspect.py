@@ -1,6 +1,7 @@
 """What things are: by content, never by unpickling."""
 
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -23,6 +24,14 @@ class Bomb:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
+
+
+def test_of(**values):
+    """Return a test set whose one metric has some values."""
+    return {"name": "t", "metrics": {"WER": {"float": 1.0, **values}}}
+
+
+test_of.__test__ = False
 
 
 def test_plan(stablequant, plan_file):
@@ -105,6 +114,75 @@ def test_damaged_checkpoint(stablequant, tmp_path):
         stablequant("inspect", path).check_mistake(str(path))
 
 
+def changed_byte(path):
+    """Flip a bit of the last tensor of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_changed_byte_of_a_checkpoint(stablequant, tmp_path):
+    path = tmp_path / "model.ckpt"
+    shutil.copyfile(SAMPLES / "linear_w8.ckpt", path)
+    assert stablequant("inspect", path).code == 0
+    changed_byte(path)
+    stablequant("inspect", path).check_mistake("model.ckpt", "own hash")
+
+
+def test_changed_byte_in_an_experiment(stablequant, tmp_path, plan):
+    folder = tmp_path / "ptq" / "checkpoint"
+    folder.mkdir(parents=True)
+    path = folder / "model.ckpt"
+    shutil.copyfile(SAMPLES / "linear_w8.ckpt", path)
+    plan.save(tmp_path / "ptq" / "plan.json")
+    report = tmp_path / "ptq" / "report.json"
+    report.write_text(json.dumps(make_report()))
+    assert stablequant("inspect", tmp_path).code == 0
+    changed_byte(path)
+    stablequant("inspect", tmp_path).check_mistake("model.ckpt", "own hash")
+
+
+def test_changed_byte_of_a_domain(stablequant, tmp_path):
+    lm = MultiDomainLM(transformer())
+    lm.add_domain("music")
+    path = tmp_path / "music.safetensors"
+    lm.save_domain("music", path)
+    changed_byte(path)
+    stablequant("inspect", path).check_mistake("own hash")
+
+
+def test_folder_of_float_checkpoints(stablequant, tmp_path):
+    for name in ("CKPT+1", "CKPT+2"):
+        folder = tmp_path / "save" / name
+        folder.mkdir(parents=True)
+        (folder / "CKPT.yaml").write_text("WER: 1\n")
+        torch.save(nn.Linear(2, 2).state_dict(), folder / "model.ckpt")
+    data = stablequant("inspect", tmp_path / "save", "--json").data
+    assert data["kind"] == "float checkpoint"
+    names = [file["name"] for file in data["files"]]
+    assert names == ["CKPT+1/model", "CKPT+2/model"]
+
+
+def test_pipe_is_not_waited_for(stablequant, tmp_path):
+    path = tmp_path / "endless.json"
+    os.mkfifo(path)
+    stablequant("inspect", path).check_mistake("neither a file nor a folder")
+
+
+def test_names_cannot_command_the_terminal(stablequant, plan, tmp_path):
+    name = "\x1b[31mred\x1b[0m\x07\nout int8"
+    layers = {name: plan.layers["enc.a"]}
+    path = type(plan)(layers).save(tmp_path / "plan.json")
+    result = stablequant("inspect", path, "--layers")
+    assert result.code == 0
+    assert r"\x1b[31mred\x1b[0m\x07\nout int8" in result.out
+    assert not set("\x1b\x07") & set(result.out)
+    layers = json.loads(stablequant("inspect", path, "--layers", "--json").out)
+    assert layers["layers"][0]["name"] == name
+    missing = stablequant("inspect", tmp_path / "\x1b[31m.json")
+    missing.check_mistake(r"\x1b[31m.json")
+
+
 def test_damaged_checkpoint_is_no_tokenizer(stablequant, tmp_path):
     folder = tmp_path / "ptq" / "checkpoint"
     folder.mkdir(parents=True)
@@ -138,6 +216,16 @@ def test_wrong_files(stablequant, tmp_path, name, content, words):
         ({"files": [{"name": "a"}]}, ["'files'"]),
         ({"coverage": {"parameters": [{}]}}, ["'coverage'"]),
         ({"label": None}, ["'label'"]),
+        ({"coverage": {"parameters": 3}}, ["'coverage'", "3"]),
+        ({"coverage": {"fraction": "all"}}, ["'fraction'", "'all'"]),
+        ({"tests": [test_of(quantized="6")]}, ["'quantized'", "'6'"]),
+        ({"tests": [{**test_of(), "float_speed": 3}]}, ["float_speed"]),
+        (
+            {"files": [{"name": "a", "num_bytes": 1, "float_num_bytes": 0}]},
+            ["'float_num_bytes'", "'a'"],
+        ),
+        ({"environment": "here"}, ["'environment'"]),
+        ({"unreached_layers": 2}, ["'unreached_layers'"]),
     ],
 )
 def test_damaged_reports(stablequant, report_file, changes, words):

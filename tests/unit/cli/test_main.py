@@ -1,6 +1,7 @@
 """Exit codes, streams and messages, whatever the command."""
 
 import os
+import pydoc
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import speechbrain_stablequant
 from speechbrain_stablequant.cli import build_parser, registry
 from speechbrain_stablequant.cli.registry import commands
+from speechbrain_stablequant.errors import StableQuantError
 
 MODULE = [sys.executable, "-m", "speechbrain_stablequant"]
 
@@ -104,6 +106,13 @@ def test_error_is_json_too(stablequant):
     assert result.data["error"] in result.err
 
 
+def test_json_in_front_of_the_command(stablequant, plan_file):
+    after = stablequant("inspect", plan_file, "--json")
+    before = stablequant("--json", "inspect", plan_file)
+    assert before.data == after.data
+    assert stablequant("--json", "inspect", "no.json").data["ok"] is False
+
+
 def test_mistake_through_the_executable(tmp_path):
     done = execute("inspect", tmp_path / "no.json", env=_environment())
     assert done.returncode == 2
@@ -122,8 +131,10 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_interrupted(tmp_path):
     fifo = tmp_path / "endless.json"
     os.mkfifo(fifo)
+    (tmp_path / "hyperparams.yaml").write_text("a: 1\n")
+    command = ["apply", fifo, tmp_path, "--output", tmp_path / "out"]
     process = subprocess.Popen(
-        [*MODULE, "inspect", str(fifo)],
+        [*MODULE, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,6 +176,26 @@ def command(monkeypatch):
         monkeypatch.setattr(registry, "COMMANDS", ("try_out",))
 
     return register
+
+
+def test_interrupted_while_a_class_is_imported(stablequant, command):
+    """The toolkit's YAML makes an error of what `pydoc` runs into."""
+
+    def run(arguments):
+        try:
+            try:
+                raise KeyboardInterrupt
+            except BaseException:
+                raise pydoc.ErrorDuringImport("x.py", sys.exc_info())  # noqa: B904
+        except Exception as err:
+            raise StableQuantError("cannot be made") from err
+
+    command(run)
+    result = stablequant("try-out")
+    assert (result.code, result.err) == (
+        130,
+        "stablequant: error: interrupted\n",
+    )
 
 
 def test_error_of_ours_is_one_line(stablequant, command):
