@@ -138,7 +138,10 @@ def _metric_for(attribute: str, stats: MetricStats) -> Metric:
             name = name[: -len(ending)]
     if isinstance(stats, ErrorRateStats):
         return Metric(name.upper() if len(name) <= 4 else name)
-    return Metric(name)
+    if _says_error(attribute):
+        return Metric(name)
+    # PESQ, STOI, an accuracy, a loss: neither rate nor direction is known.
+    return Metric(name, factor=1.0, unit="", lower_is_better=None)
 
 
 LOSS = Metric("loss", factor=100.0, unit="hundredths")
@@ -238,8 +241,13 @@ def _preferred(filled) -> Optional[str]:
     """
     wer = [n for n, (a, _, _) in filled.items() if "wer" in a.lower()]
     rates = [n for n, (_, s, _) in filled.items() if _is_error_rate(s)]
-    errors = [n for n, (a, _, _) in filled.items() if "error" in a.lower()]
+    errors = [n for n, (a, _, _) in filled.items() if _says_error(a)]
     return next(iter([*wer, *rates, *errors]), None)
+
+
+def _says_error(attribute: str) -> bool:
+    """Whether a plain ``MetricStats`` is an error rate, by its name."""
+    return any(word in attribute.lower() for word in ("error", "wer"))
 
 
 def _is_error_rate(stats: MetricStats) -> bool:

@@ -52,7 +52,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """A ratio of sums, lower is better.
+    """A ratio of sums; a search takes lower for better.
 
     Arguments
     ---------
@@ -62,6 +62,9 @@ class Metric:
         100 for rates in percent, so that differences are points.
     unit : str
         Unit of a difference.
+    lower_is_better : bool, optional
+        None where nobody has said, so that no report calls a change good or
+        bad.
 
     Example
     -------
@@ -72,6 +75,7 @@ class Metric:
     name: str = "WER"
     factor: float = 100.0
     unit: str = "points"
+    lower_is_better: Optional[bool] = True
 
     def value(self, items: Iterable[Item]) -> float:
         """Return the metric over some items; nan without weight."""

@@ -97,6 +97,7 @@ class TestResult:
                 row["float_interval"] = _ends(metric, before[1], seed)
                 row.update(_change(before[1], items, metric, seed))
             row["items"], row["unit"] = len(items), metric.unit
+            row["lower_is_better"] = metric.lower_is_better
             rows[name] = row
         return {
             "name": self.name,
