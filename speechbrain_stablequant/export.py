@@ -16,6 +16,7 @@ from torch import nn
 
 from speechbrain_stablequant.checkpoint import save_quantized
 from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.numerics import Quantized
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
 __all__ = ["export_checkpoints", "save_plan"]
@@ -160,9 +161,28 @@ def _float_file(name: str, checkpointer) -> Optional[Path]:
 
 def _float_num_bytes(module: nn.Module) -> int:
     """Return the size of a quantized module's float version."""
-    count = sum(p.numel() * p.element_size() for p in module.parameters())
+    kept = [*module.parameters(), *_float_buffers(module)]
+    count = sum(t.numel() * t.element_size() for t in kept)
     for layer in _quantized(module):
         for name, shape in layer._weight_shapes.items():
             size = torch.Size(shape).numel()
             count += size * layer._weight_dtypes[name].itemsize
     return count
+
+
+def _float_buffers(module: nn.Module) -> list[torch.Tensor]:
+    """Return the buffers in a checkpoint of the float version."""
+    added = {
+        id(layer._buffers.get(f"{name}_{part}"))
+        for layer in _quantized(module)
+        for names in (layer._weight_shapes, layer._input_schemes)
+        for name in names
+        for part in Quantized._fields
+    }
+    state = module.state_dict(keep_vars=True).values()
+    found = {id(t): t for t in state if isinstance(t, torch.Tensor)}
+    return [
+        tensor
+        for key, tensor in found.items()
+        if key not in added and not isinstance(tensor, nn.Parameter)
+    ]
