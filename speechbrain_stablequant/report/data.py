@@ -43,8 +43,8 @@ def layer_rows(planned: Planned) -> list[dict]:
     Returns
     -------
     list of dict
-        ``layer``, ``kind`` and ``unit`` (empty for layers in float), ``bits``
-        (``W8A8``, ``W32`` for float), ``float_num_bytes`` and ``num_bytes``
+        ``layer``, ``kind``, ``unit`` and ``rounding`` (empty for layers in
+        float), ``bits`` (``W8A8``, ``W32`` for float), ``float_num_bytes`` and ``num_bytes``
         of its weights in a checkpoint, of which ``scale_num_bytes`` scales.
     """
     rows: dict[str, dict] = {}
@@ -62,6 +62,7 @@ def layer_rows(planned: Planned) -> list[dict]:
                 "layer": name,
                 "kind": "" if plan is None else plan.kind,
                 "unit": "" if plan is None else plan.unit,
+                "rounding": "" if plan is None else plan.rounding,
                 "bits": bits,
                 "float_num_bytes": 0,
                 "num_bytes": 0,

@@ -9,9 +9,11 @@ from speechbrain_stablequant.report.tables import (
     interval,
     megabytes,
     number,
+    times_as_fast,
 )
 
 __all__ = [
+    "cut_text",
     "search_lines",
     "size_row",
     "speed_of",
@@ -57,14 +59,13 @@ def speed_of(
         Label, value of the float and of the quantized pass; None where no
         runtime was measured.
     """
-    before, after = test["float_speed"] or {}, test["quantized_speed"]
-    if after is None:
-        return None
+    before = test.get("float_speed") or {}
+    after = test.get("quantized_speed") or {}
     for key, label in (
         ("real_time_factor", "real-time factor"),
         ("seconds", "seconds in the model"),
     ):
-        if after[key] is not None:
+        if after.get(key) is not None:
             return label, before.get(key), after[key]
     return None
 
@@ -81,9 +82,13 @@ def speed_rows(test: dict) -> Iterator[Row]:
     if speed is None:
         return
     label, old, new = speed
-    ratio = f"{old / new:.2f} times faster" if old and new else ""
-    yield f"{test['name']} {label}", number(old, 4), number(new, 4), ratio
-    new = test["quantized_speed"]["peak_num_bytes"]
+    yield (
+        f"{test['name']} {label}",
+        number(old, 4),
+        number(new, 4),
+        times_as_fast(old, new),
+    )
+    new = test["quantized_speed"].get("peak_num_bytes")
     if new is not None:
         old = (test["float_speed"] or {}).get("peak_num_bytes")
         yield (
@@ -121,6 +126,17 @@ def weights_line(weights: dict) -> str:
     return line
 
 
+def cut_text(percentile: float) -> str:
+    """Say at which percentile activations are cut.
+
+    Example
+    -------
+    >>> cut_text(99.9), cut_text(100.0)
+    ('cut at 99.9 %', 'not cut')
+    """
+    return "not cut" if percentile >= 100 else f"cut at {percentile:g} %"
+
+
 def search_lines(search: dict) -> list[str]:
     """Say which units were flagged, what was cut and what it cost."""
     if "flagged" not in search:
@@ -132,7 +148,7 @@ def search_lines(search: dict) -> list[str]:
     for unit in search["flagged"]:
         rise = search["sensitivity"][unit]["change"]
         rise = "not a number" if rise is None else f"{rise:+.2f}"
-        cut = search["percentiles"][unit]["chosen"]
-        lines.append(f"  {unit}: {rise} with max, cut at {cut:g} %")
+        cut = cut_text(search["percentiles"][unit]["chosen"])
+        lines.append(f"  {unit}: {rise} with max, {cut}")
     lines.append(cost_line(search["cost"]))
     return lines

@@ -3,7 +3,19 @@
 from collections.abc import Sequence
 from typing import Optional
 
-__all__ = ["align", "cost_line", "decimals", "interval", "megabytes", "number"]
+from speechbrain_stablequant.report.points import is_number
+
+__all__ = [
+    "align",
+    "cost_line",
+    "decimals",
+    "interval",
+    "megabytes",
+    "number",
+    "times_as_fast",
+]
+
+_LARGE = 1e6  # beyond, a figure has a power of ten
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -36,15 +48,39 @@ def megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.3f} MB"
 
 
-def number(value: Optional[float], decimals: int = 2) -> str:
+def number(
+    value: Optional[float], decimals: int = 2, signed: bool = False
+) -> str:
     """Return a figure of a table, or a dash where there is none.
 
     Example
     -------
-    >>> number(3.2149), number(None)
-    ('3.21', '-')
+    >>> number(3.2149), number(0.5, signed=True), number(1e300), number(None)
+    ('3.21', '+0.50', '1e+300', '-')
+    >>> number(float("nan"))
+    'not a number'
     """
-    return "-" if value is None else f"{value:.{decimals}f}"
+    if value is None:
+        return "-"
+    if value != value:
+        return "not a number"
+    sign = "+" if signed else ""
+    if abs(value) >= _LARGE:
+        return f"{value:{sign}g}"
+    return f"{value:{sign}.{decimals}f}"
+
+
+def times_as_fast(before: Optional[float], after: Optional[float]) -> str:
+    """Compare two durations; empty where one is not known.
+
+    Example
+    -------
+    >>> times_as_fast(1.5, 0.5), times_as_fast(0.5, 1.0)
+    ('3.00 times as fast', '0.50 times as fast')
+    """
+    if not before or not after:
+        return ""
+    return f"{before / after:.2f} times as fast"
 
 
 def decimals(*values: Optional[float]) -> int:
@@ -81,12 +117,13 @@ def interval(row: dict, digits: int = 2) -> str:
     >>> interval({"change": 0.041, "low": -0.1, "high": 0.2})
     '+0.04 [-0.10, +0.20]'
     """
-    if row.get("change") is None:
+    if not is_number(row.get("change")):
         return ""
-    text = f"{row['change']:+.{digits}f}"
+    text = number(row["change"], digits, signed=True)
     if row["low"] is None:
         return text
-    return f"{text} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+    low, high = (number(row[k], digits, signed=True) for k in ("low", "high"))
+    return f"{text} [{low}, {high}]"
 
 
 def cost_line(cost: dict) -> str:
@@ -104,6 +141,9 @@ def cost_line(cost: dict) -> str:
     ... )
     'search: 40 evaluations, 4.0 passes over the search set, of which 2.5 were computed'
     """
+    if cost["resumed"] and not cost["evaluations"]:
+        count = cost["resumed"]
+        return f"search: all {count} evaluations taken from the journal"
     line = (
         f"search: {cost['evaluations']} evaluations, "
         f"{cost['forward_passes']:.1f} passes over the search set, of which "

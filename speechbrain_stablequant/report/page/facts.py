@@ -3,20 +3,29 @@
 from collections.abc import Sequence
 from typing import Optional
 
+from speechbrain_stablequant.report.points import is_number
 from speechbrain_stablequant.report.rows import speed_of
-from speechbrain_stablequant.report.tables import decimals, number
+from speechbrain_stablequant.report.tables import (
+    decimals,
+    number,
+    times_as_fast,
+)
 
 __all__ = [
+    "REST",
     "clipped_histograms",
     "clipping_rows",
     "coverage_rows",
+    "directions",
     "main_results",
+    "needs_checkpoint",
     "result_rows",
     "size_parts",
     "speed_table",
     "verdict",
 ]
 
+REST = "buffers and header"
 _ORDER = ("unsupported", "kept", "quantized")
 
 
@@ -26,26 +35,65 @@ def result_rows(report: dict) -> list[dict]:
     for test in report["tests"]:
         for name in _metric_names(report, test):
             row = test["metrics"][name]
-            digits = decimals(row["float"], row["quantized"])
-            rows.append(
-                {
-                    "test": test["name"],
-                    "metric": name,
-                    "float": number(row["float"], digits),
-                    "float_interval": _range(row.get("float_interval"), digits),
-                    "quantized": number(row["quantized"], digits),
-                    "change": _signed(row.get("change"), digits),
-                    "interval": _range(_ends(row), digits, signed=True),
-                    "unit": row.get("unit") or "",
-                    "items": row.get("items"),
-                    "judgement": judgement(row),
-                }
-            )
+            rows.append(_result_row(test["name"], name, row))
     return rows
+
+
+def _result_row(test: str, metric: str, row: dict) -> dict:
+    digits = decimals(row["float"], row["quantized"])
+    change = row.get("change")
+    return {
+        "test": test,
+        "metric": metric,
+        "float": _value(row, "float", digits),
+        "float_interval": _range(row.get("float_interval"), digits),
+        "quantized": _value(row, "quantized", digits),
+        "change": "" if change is None else number(change, digits, True),
+        "interval": _range(_ends(row), digits, signed=True),
+        "unit": row.get("unit") or "",
+        "items": row.get("items"),
+        "judgement": judgement(row),
+        "note": _note(row),
+        "is_lower_better": _direction(row) is True,
+    }
+
+
+def _was_scored(row: dict, side: str) -> bool:
+    """Whether a pass has scored a metric; what it got may be no number."""
+    if row[side] is not None:
+        return True
+    if side == "float":
+        return "change" in row
+    # The quantized pass fills the rows: all but that of the loss.
+    return "items" in row or row["float"] is not None
+
+
+def _value(row: dict, side: str, digits: int) -> str:
+    value = row[side]
+    if value is None and _was_scored(row, side):
+        return "not a number"
+    # Only error rates have changes in points.
+    is_percent = row.get("unit") == "points" and is_number(value)
+    return number(value, digits) + (" %" if is_percent else "")
+
+
+def _note(row: dict) -> str:
+    """Say what stands in place of a change that is not known."""
+    if not _was_scored(row, "float"):
+        return "float was not scored"
+    if row["float"] is None:
+        return "float is not a number"
+    return "worse" if row["quantized"] is None else ""
+
+
+def _direction(row: dict) -> Optional[bool]:
+    return row.get("lower_is_better", True)
 
 
 def judgement(row: dict) -> str:
     """Return whether a change is more than chance: better, worse, same.
+
+    Empty where it is not known, or where nobody knows what better means.
 
     Example
     -------
@@ -54,34 +102,33 @@ def judgement(row: dict) -> str:
     >>> judgement({"change": 0.2, "low": -0.1, "high": 0.3})
     'same'
     """
-    low, high = _ends(row)
-    if low is None or high is None:
-        return ""
-    if low > 0:
+    if row.get("quantized", 0) is None and row["float"] is not None:
         return "worse"
-    return "better" if high < 0 else "same"
+    low, high = _ends(row)
+    lower_is_better = _direction(row)
+    if low is None or high is None or lower_is_better is None:
+        return ""
+    if low <= 0 <= high:
+        return "same"
+    return "better" if (high < 0) == lower_is_better else "worse"
 
 
 def _ends(row: dict) -> tuple[Optional[float], Optional[float]]:
     return row.get("low"), row.get("high")
 
 
-def _signed(value: Optional[float], digits: int) -> str:
-    return "" if value is None else f"{value:+.{digits}f}"
-
-
 def _range(ends, digits: int, signed: bool = False) -> str:
     if not ends or None in ends:
         return ""
-    low, high = ends
-    sign = "+" if signed else ""
-    return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
+    low, high = (number(end, digits, signed) for end in ends)
+    return f"{low} to {high}"
 
 
 def main_results(report: dict) -> list[dict]:
     """Return the row of the metric that matters, for each test set.
 
-    That is the one the search went by; else the first that is no loss.
+    That is the one the search went by; else WER, another error rate, what is
+    no loss, as a search would choose.
     """
     found = {}
     for row in result_rows(report):
@@ -92,7 +139,18 @@ def main_results(report: dict) -> list[dict]:
 def _metric_names(report: dict, test: dict) -> list[str]:
     """Return the metrics of a test, those that matter most first."""
     searched = (report["search"].get("joint") or {}).get("metric")
-    return sorted(test["metrics"], key=lambda n: (n == "loss", n != searched))
+
+    def order(name: str) -> tuple:
+        row = test["metrics"][name]
+        return (
+            name == "loss",
+            name != searched,
+            "wer" not in name.lower(),
+            row.get("unit") != "points",
+            _direction(row) is None,
+        )
+
+    return sorted(test["metrics"], key=order)
 
 
 def verdict(report: dict) -> str:
@@ -105,8 +163,8 @@ def verdict(report: dict) -> str:
     label, rows = speed_table(report)
     paired = [(a, b) for _, a, b in rows if a and b]
     if paired:
-        faster = sum(a for a, _ in paired) / sum(b for _, b in paired)
-        parts.append(f"{faster:.2f} times as fast")
+        before, after = (sum(side) for side in zip(*paired))
+        parts.append(times_as_fast(before, after))
     return "; ".join(parts) + "." if parts else "No test pass has finished."
 
 
@@ -126,7 +184,11 @@ def _score_sentence(row: dict) -> str:
 
 
 def size_parts(report: dict) -> dict[str, dict[str, int]]:
-    """Return bytes of tensors by part, in float and quantized."""
+    """Return bytes by part, in float and quantized.
+
+    All bytes of the files; or of the tensors only, where those of some
+    modules are in no file.
+    """
     before = {"weights in float": 0, "biases, norms, gains": 0}
     after = {"integers": 0, "scales": 0, **before}
     for row in report["coverage"]["parameters"]:
@@ -140,7 +202,18 @@ def size_parts(report: dict) -> dict[str, dict[str, int]]:
         scales = row.get("scale_num_bytes", 0)
         after["scales"] += scales
         after["integers"] += row["quantized_num_bytes"] - scales
-    return {"float": before, "quantized": after}
+    sizes = {"float": before, "quantized": after}
+    rest = {
+        name: _total(report["files"], key) - sum(sizes[name].values())
+        for name, key in (
+            ("float", "float_num_bytes"),
+            ("quantized", "num_bytes"),
+        )
+    }
+    if all(size >= 0 for size in rest.values()):
+        for name, size in rest.items():
+            sizes[name][REST] = size
+    return sizes
 
 
 def speed_table(report: dict) -> tuple[str, list[tuple]]:
@@ -155,6 +228,32 @@ def speed_table(report: dict) -> tuple[str, list[tuple]]:
             unit = speed[0]
             rows.append((test["name"], *speed[1:]))
     return unit, rows
+
+
+def directions(report: dict) -> str:
+    """Say which metrics are better when lower, and which nobody knows of."""
+    rows = result_rows(report)
+    names = {True: [], False: []}
+    for row in rows:
+        found = names[row["is_lower_better"]]
+        if row["metric"] not in found:
+            found.append(row["metric"])
+    if not names[False]:
+        return "Lower is better."
+    text = f"Whether {', '.join(names[False])} should rise or fall is not "
+    text += "known here, so that there is no verdict."
+    if names[True]:
+        text = f"Lower is better for {', '.join(names[True])}. {text}"
+    return text
+
+
+def needs_checkpoint(report: dict) -> bool:
+    """Whether integers were trained or fitted: the plan cannot repeat them."""
+    plan = report.get("plan") or {}
+    return plan.get("method") == "quantization_aware" or any(
+        row.get("rounding") not in (None, "", "nearest")
+        for row in report.get("layers", ())
+    )
 
 
 def clipping_rows(report: dict) -> list[dict]:

@@ -23,13 +23,18 @@ _HOLES = (
 )
 
 
-def write_page(folder: Union[str, Path]) -> Path:
+def write_page(folder: Union[str, Path], published: bool = False) -> Path:
     """Make ``report.html`` and the pictures of ``plots`` again.
+
+    Without ``histograms.json`` the page is made without these pictures.
 
     Arguments
     ---------
     folder : str or Path
         The ``ptq`` folder, with its ``report.json``.
+    published : bool
+        Whether it is a published folder: ``plots`` is left out, and the page
+        names no files that such a folder does not have.
 
     Returns
     -------
@@ -39,12 +44,14 @@ def write_page(folder: Union[str, Path]) -> Path:
     Raises
     ------
     ExperimentError
-        If a file is missing, damaged or not of this package.
+        If the report is missing, or a file damaged or not of this package.
     """
-    return make_page(folder)[0]
+    return make_page(folder, published)[0]
 
 
-def make_page(folder: Union[str, Path]) -> tuple[Path, dict[str, Path]]:
+def make_page(
+    folder: Union[str, Path], published: bool = False
+) -> tuple[Path, dict[str, Path]]:
     """Do what `write_page` does; return the PNG of each picture as well."""
     from speechbrain_stablequant.report.page.pictures import draw_pictures
     from speechbrain_stablequant.report.plots import save_figure
@@ -53,7 +60,7 @@ def make_page(folder: Union[str, Path]) -> tuple[Path, dict[str, Path]]:
     report, histograms = _read(folder)
     try:
         pictures = draw_pictures(report, histograms)
-        html = fill_page(report, pictures)
+        html = fill_page(report, pictures, published)
     except _HOLES as err:
         raise ExperimentError(
             f"{folder / 'report.json'} is damaged, or of another version of "
@@ -65,7 +72,7 @@ def make_page(folder: Union[str, Path]) -> tuple[Path, dict[str, Path]]:
             picture.figure, folder / PLOTS / picture.name
         )[0]
         for picture in pictures
-        if picture.is_file
+        if picture.is_file and not published
     }
     page = folder / PAGE
     page.write_text(html, encoding="utf-8")
@@ -91,11 +98,8 @@ def _read_histograms(path: Path) -> list[dict]:
     advice = "Run the recipe again with --test_only"
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as err:
-        raise ExperimentError(
-            f"{path} is not there, but its report.json names it: copy it as "
-            f"well. {advice} if it is lost."
-        ) from err
+    except FileNotFoundError:
+        return []  # the page says so
     except (OSError, ValueError, RecursionError) as err:
         raise ExperimentError(
             f"Cannot read the histograms {path}: {err}. {advice}."

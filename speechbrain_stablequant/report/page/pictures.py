@@ -90,7 +90,7 @@ def _drawings(report: dict, histograms) -> Iterator[Drawing]:
     """Yield name, title and what draws, in the order of the page."""
     yield (
         "sizes",
-        "Bytes of float and quantized tensors by part",
+        "Bytes of float and quantized checkpoints by part",
         lambda: plots.sizes_figure(size_parts(report)),
     )
     label, rows = speed_table(report)
@@ -123,7 +123,9 @@ def _search_drawings(report: dict) -> Iterator[Drawing]:
         yield (
             "sensitivity",
             title,
-            lambda: plots.sensitivity_figure(search, report["chosen_bits"]),
+            lambda: plots.sensitivity_figure(
+                search, report["chosen_bits"], report["layers"]
+            ),
         )
     elif "flagged" in search:
         threshold = report["plan"]["settings"].get("flag_threshold")

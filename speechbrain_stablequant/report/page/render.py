@@ -10,11 +10,16 @@ from markupsafe import Markup, escape
 from speechbrain_stablequant.report.page import facts
 from speechbrain_stablequant.report.page.svg import inline_svg
 from speechbrain_stablequant.report.rows import (
+    cut_text,
     search_lines,
     speed_rows,
     weights_line,
 )
-from speechbrain_stablequant.report.tables import cost_line, megabytes
+from speechbrain_stablequant.report.tables import (
+    cost_line,
+    megabytes,
+    number,
+)
 
 __all__ = ["fill_page", "render_page"]
 
@@ -38,7 +43,9 @@ _METHODS = {
 }
 
 
-def render_page(report: dict, histograms: Sequence[dict] = ()) -> str:
+def render_page(
+    report: dict, histograms: Sequence[dict] = (), published: bool = False
+) -> str:
     """Return a report as one page of HTML, pictures included.
 
     Arguments
@@ -46,7 +53,10 @@ def render_page(report: dict, histograms: Sequence[dict] = ()) -> str:
     report : dict
         As in ``report.json``.
     histograms : sequence of dict
-        As in ``histograms.json``.
+        As in ``histograms.json``; without, the page says so.
+    published : bool
+        Whether the page is for a published folder, which has the plan and the
+        report but not the other files of a run.
 
     Returns
     -------
@@ -55,10 +65,10 @@ def render_page(report: dict, histograms: Sequence[dict] = ()) -> str:
     """
     from speechbrain_stablequant.report.page.pictures import draw_pictures
 
-    return fill_page(report, draw_pictures(report, histograms))
+    return fill_page(report, draw_pictures(report, histograms), published)
 
 
-def fill_page(report: dict, pictures: Sequence) -> str:
+def fill_page(report: dict, pictures: Sequence, published: bool = False) -> str:
     """Return a report as one page of HTML.
 
     Arguments
@@ -67,6 +77,8 @@ def fill_page(report: dict, pictures: Sequence) -> str:
         As in ``report.json``.
     pictures : sequence of Picture
         What was drawn.
+    published : bool
+        As in `render_page`.
 
     Returns
     -------
@@ -75,6 +87,7 @@ def fill_page(report: dict, pictures: Sequence) -> str:
     """
     return _template().render(
         report=report,
+        published=published,
         style=Markup((_TEMPLATES / "style.css").read_text("utf-8")),
         script=Markup((_TEMPLATES / "search.js").read_text("utf-8")),
         pictures={p.name: _inline(p) for p in pictures},
@@ -94,6 +107,10 @@ def _facts(report: dict) -> dict:
         "verdict": facts.verdict(report),
         "main": facts.main_results(report),
         "results": facts.result_rows(report),
+        "directions": facts.directions(report),
+        "needs_checkpoint": facts.needs_checkpoint(report),
+        "widths": {row["bits"] for row in report.get("layers", ())},
+        "rest": facts.REST in facts.size_parts(report)["quantized"],
         "speed": [r for test in report["tests"] for r in speed_rows(test)],
         "num_bytes": sum(file["num_bytes"] for file in files),
         "float_num_bytes": sum(file["float_num_bytes"] for file in files),
@@ -129,4 +146,6 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["megabytes"] = megabytes
+    environment.filters["cut"] = cut_text
+    environment.filters["signed"] = lambda value: number(value, signed=True)
     return environment.get_template("report.html")

@@ -105,7 +105,7 @@ def _draw_bytes(axes, table) -> None:
     axes.barh(places, after, 0.72, color=COLORS["blue"], label="quantized")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelleft=False)
-    axes.set_title("MB")
+    axes.set_title("MB, weights and scales", fontsize=9)
     axes.figure.legend(
         loc="outside lower right", ncols=2, frameon=False, handlelength=1
     )

@@ -12,6 +12,7 @@ from speechbrain_stablequant.report.plots.style import (
     label_names,
     styled,
 )
+from speechbrain_stablequant.report.rows import cut_text
 
 __all__ = ["histograms_figure"]
 
@@ -83,7 +84,7 @@ def _note(row: dict) -> str:
     low, high = row["range"]
     text = f"{low:.3g} to {high:.3g}"
     if row["percentile"] < 100:
-        text += f", cut at {row['percentile']:g} %"
+        text += f", {cut_text(row['percentile'])}"
     return text
 
 

@@ -1,7 +1,7 @@
 """Sensitivity of layers: which one bears which width."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -27,7 +27,10 @@ _MOST_LAYERS = 90  # rows that a page bears
 
 
 def plot_sensitivity(
-    search: dict, chosen: Mapping[str, str], stem: Path
+    search: dict,
+    chosen: Mapping[str, str],
+    layers: Sequence[dict],
+    stem: Path,
 ) -> list[Path]:
     """Draw `sensitivity_figure` into a PNG and an SVG.
 
@@ -37,6 +40,8 @@ def plot_sensitivity(
         The report of the search.
     chosen : dict
         Width of each layer in the plan.
+    layers : sequence of dict
+        ``layers`` of the report.
     stem : Path
         Where to, without an ending.
 
@@ -45,16 +50,18 @@ def plot_sensitivity(
     list of Path
         Both files.
     """
-    return save_figure(sensitivity_figure(search, chosen), stem)
+    return save_figure(sensitivity_figure(search, chosen, layers), stem)
 
 
 @styled()
-def sensitivity_figure(search: dict, chosen: Mapping[str, str]) -> Figure:
+def sensitivity_figure(
+    search: dict, chosen: Mapping[str, str], layers: Sequence[dict]
+) -> Figure:
     """Draw what each width of each layer does to the output, alone.
 
     A map of layers and widths. A cell that the plan has is framed; a number
-    in it is a change of the metric that is not by chance. Beside it the size
-    of each layer, before and after.
+    in it is a change of the metric that is not by chance. Beside it the bytes
+    of each layer's weights and scales, before and after.
 
     Arguments
     ---------
@@ -62,6 +69,8 @@ def sensitivity_figure(search: dict, chosen: Mapping[str, str]) -> Figure:
         The report of the search.
     chosen : dict
         Width of each layer in the plan.
+    layers : sequence of dict
+        ``layers`` of the report.
 
     Returns
     -------
@@ -84,12 +93,16 @@ def sensitivity_figure(search: dict, chosen: Mapping[str, str]) -> Figure:
     shown = "layers"
     if len(names) < len(cells):
         shown = f"most sensitive of {len(cells)}"
-    heat.set_title(f"Layers quantized alone; {len(names)} {shown}")
+    # Over both parts: with two widths the first is narrower than the words.
+    figure.suptitle(
+        f"Layers quantized alone; {len(names)} {shown}",
+        x=0.01, ha="left", fontsize=10,
+    )  # fmt: skip
     mesh = _draw_cells(heat, cells, names, ordered)
     _draw_changes(heat, mesh, cells, names, ordered)
     _draw_scale(figure, heat, mesh, search["metric"])
     _draw_chosen(heat, chosen, names, ordered)
-    _draw_sizes(bars, cells, chosen, names)
+    _draw_sizes(bars, layers, names)
     return figure
 
 
@@ -187,22 +200,21 @@ def _draw_chosen(axes, chosen, names, widths) -> None:
         )
 
 
-def _draw_sizes(axes, cells, chosen, names) -> None:
+def _draw_sizes(axes, layers, names) -> None:
     """Draw the bytes of each layer, in float and as planned."""
-    before, after = [], []
-    for name in names:
-        row = next(iter(cells[name].values()))
-        full = row["num_bytes"] + row["saved_num_bytes"]
-        planned = cells[name].get(chosen[name])
-        before.append(full / 1e6)
-        after.append((planned["num_bytes"] if planned else full) / 1e6)
+    before, after = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for row in layers:
+        if row["layer"] in before:
+            before[row["layer"]] += row["float_num_bytes"] / 1e6
+            after[row["layer"]] += row["num_bytes"] / 1e6
+    before, after = list(before.values()), list(after.values())
     places = np.arange(len(names)) + 0.5
     axes.barh(places, before, 0.72, color=COLORS["light"], label="float")
     axes.barh(places, after, 0.72, color=COLORS["blue"], label="plan (framed)")
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(length=0, labelleft=False)
     axes.xaxis.tick_top()
-    axes.set_title("MB")
+    axes.set_title("MB, weights and scales", fontsize=9)
     axes.spines["right"].set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(0, 0))

@@ -14,6 +14,7 @@ _PARTS = (
     ("scales", "yellow", "on_light"),
     ("weights in float", "grey", "on_light"),
     ("biases, norms, gains", "purple", "on_accent"),
+    ("buffers and header", "sky", "on_light"),
 )
 
 
@@ -25,7 +26,8 @@ def sizes_figure(sizes: Mapping[str, Mapping[str, int]]) -> Figure:
     ---------
     sizes : dict
         For ``float`` and ``quantized``: bytes by part (``integers``,
-        ``scales``, ``weights in float``, ``biases, norms, gains``).
+        ``scales``, ``weights in float``, ``biases, norms, gains``, and
+        ``buffers and header`` where these are known).
 
     Returns
     -------
@@ -41,12 +43,13 @@ def sizes_figure(sizes: Mapping[str, Mapping[str, int]]) -> Figure:
     axes.set_yticks(range(len(sizes)), list(sizes))
     axes.set_ylim(len(sizes) - 0.5, -0.5)
     axes.set_xlim(0, largest / 1e6 * 1.2)
-    axes.set_xlabel("MB, tensors in a checkpoint")
+    has_rest = all("buffers and header" in parts for parts in sizes.values())
+    axes.set_xlabel("MB, files" if has_rest else "MB, tensors of all modules")
     shown = [p for p in _PARTS if any(s.get(p[0]) for s in sizes.values())]
     handles = [axes.barh(0, 0, color=COLORS[color]) for _, color, _ in shown]
     figure.legend(
         handles, [name for name, _, _ in shown], loc="outside upper left",
-        ncols=4, frameon=False, handlelength=1, columnspacing=1.4,
+        ncols=5, frameon=False, handlelength=1, columnspacing=1.2,
     )  # fmt: skip
     return figure
 

@@ -11,6 +11,7 @@ from speechbrain_stablequant.report.plots.style import (
     label_names,
     styled,
 )
+from speechbrain_stablequant.report.tables import times_as_fast
 
 __all__ = ["speed_figure"]
 
@@ -42,8 +43,9 @@ def speed_figure(
     largest = max(value for _, *pair in rows for value in pair if value)
     for place, (_, before, after) in enumerate(rows):
         _draw_bar(axes, place - 0.2, before, "grey", "")
-        faster = f", {before / after:.2f} times faster" if before else ""
-        _draw_bar(axes, place + 0.2, after, "blue", faster)
+        faster = times_as_fast(before, after)
+        note = f", {faster}" if faster else ""
+        _draw_bar(axes, place + 0.2, after, "blue", note)
     names = [name or "test" for name, _, _ in rows]
     labels = [label_names([name], most=30)[0] for name in names]
     axes.set_yticks(range(len(rows)), labels)

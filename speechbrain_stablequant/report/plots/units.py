@@ -13,6 +13,7 @@ from speechbrain_stablequant.report.plots.style import (
     styled,
 )
 from speechbrain_stablequant.report.points import is_number
+from speechbrain_stablequant.report.rows import cut_text
 
 __all__ = ["units_figure"]
 
@@ -113,9 +114,7 @@ def _note(search: dict, name: str) -> str:
     cut = search["percentiles"].get(name)
     if cut is None:
         return ""
-    if cut["chosen"] == 100:
-        return "not cut"
-    return f"cut at {cut['chosen']:g} %"
+    return cut_text(cut["chosen"])
 
 
 def _draw_unit(axes, place: int, row: dict, note: str, reach) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.report import Report, render_page, write_page
-from speechbrain_stablequant.report.page import pictures
+from speechbrain_stablequant.report.page import facts, pictures
 
 from .helpers import (
     flagging_search,
@@ -248,9 +249,128 @@ def test_missing_files_are_named(folder):
         write_page(folder.parent)
     with pytest.raises(StableQuantError, match="not there. Run the recipe"):
         write_page(folder / "nowhere")
+
+
+def test_a_lost_file_of_histograms_costs_their_pictures(folder):
     (folder / "histograms.json").unlink()
-    with pytest.raises(StableQuantError, match="histograms.json is not there"):
-        write_page(folder)
+    page = Page(write_page(folder).read_text())
+    assert "histograms.json ) are not beside report.json" in page.text
+    assert len(page.named("svg")) == len(PICTURES["stablequant"]) - 1
+
+
+def test_page_of_a_published_folder_names_no_other_files(folder, tmp_path):
+    target = tmp_path / "hub"
+    target.mkdir()
+    shutil.copy(folder / "report.json", target)
+    page = Page(write_page(target, published=True).read_text())
+    assert {p.name for p in target.iterdir()} == {"report.json", "report.html"}
+    for name in ("checkpoint/", "plots/", "items.json", "stablequant report"):
+        assert name not in page.text
+    assert "wav2vec2.ckpt" in page.text
+    assert "{plan: plan.json}" in page.text
+    report = json.loads((folder / "report.json").read_text())
+    rows = json.loads((folder / "histograms.json").read_text())
+    page = Page(render_page(report, rows, published=True))
+    assert len(page.named("svg")) == len(PICTURES["stablequant"])
+    assert "histograms.json" not in page.text
+
+
+def test_trained_integers_are_not_given_again_by_the_plan(folder):
+    report = json.loads((folder / "report.json").read_text())
+    assert (
+        "{plan: <output_folder>/ptq/plan.json}"
+        in Page(render_page(report)).text
+    )
+    report["plan"]["method"] = "quantization_aware"
+    report["histograms"] = None
+    page = Page(render_page(report))
+    assert "were trained: plan.json alone does not" in page.text
+    assert "--ptq" not in page.text
+    assert "The ranges were trained with the model" in page.text
+    assert "plan was given" not in page.text
+    report["plan"]["method"] = "uniform"
+    report["layers"][0]["rounding"] = "gptq"
+    page = Page(render_page(report))
+    assert "fitted to calibration data: plan.json alone" in page.text
+
+
+def test_metrics_without_a_known_direction_have_no_verdict(folder):
+    report = json.loads((folder / "report.json").read_text())
+    row = {"float": 3.1, "quantized": 2.9, "change": -0.2, "low": -0.3}
+    row.update(high=-0.1, items=3, unit="", lower_is_better=None)
+    report["tests"][0]["metrics"] = {"pesq": row}
+    page = Page(render_page(report))
+    assert "-0.20 -0.30 to -0.10" in page.text
+    assert "Whether pesq should rise or fall is not known" in page.text
+    assert "Lower is better" not in page.text
+    assert "badge better" not in {a.get("class") for a in page.named("span")}
+    row["lower_is_better"] = False
+    page = Page(render_page(report))
+    assert "badge worse" in {a.get("class") for a in page.named("span")}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"quantized": None, "change": None}, "12.00 % not a number worse"),
+        ({"float": None, "change": None}, "float is not a number"),
+        ({"float": None, "change": ...}, "- 13.00 % float was not scored"),
+    ],
+)
+def test_what_is_no_number_is_not_unscored(folder, change, text):
+    report = json.loads((folder / "report.json").read_text())
+    row = report["tests"][0]["metrics"]["WER"]
+    row.update({"float": 12.0, "quantized": 13.0, "low": None, "high": None})
+    row.update(change)
+    row = {key: value for key, value in row.items() if value is not ...}
+    report["tests"][0]["metrics"]["WER"] = row
+    assert text in Page(render_page(report)).text
+
+
+def test_the_headline_is_what_a_search_would_go_by(folder):
+    report = json.loads((folder / "report.json").read_text())
+    report["search"] = {}
+    metrics = report["tests"][0]["metrics"]
+    report["tests"][0]["metrics"] = {
+        "loss": metrics["loss"],
+        "pesq": {**metrics["WER"], "unit": "", "lower_is_better": None},
+        "CER": metrics["WER"],
+        "WER": metrics["WER"],
+    }
+    assert [row["metric"] for row in facts.result_rows(report)] == [
+        "WER", "CER", "pesq", "loss",
+    ]  # fmt: skip
+    assert facts.verdict(report).startswith("WER ")
+
+
+def test_sizes_add_up_to_the_files(folder):
+    report = json.loads((folder / "report.json").read_text())
+    sizes = facts.size_parts(report)
+    assert "buffers and header" not in sizes["float"]  # tensors in no file
+    report["files"][0].update(float_num_bytes=40_000, num_bytes=30_000)
+    sizes = facts.size_parts(report)
+    assert sum(sizes["float"].values()) == 40_000
+    assert sum(sizes["quantized"].values()) == 30_000
+    assert "buffers and header" in Page(render_page(report)).text
+
+
+def test_a_unit_that_was_not_cut_is_said_to_be_so(folder):
+    report = json.loads((folder / "report.json").read_text())
+    (cut,) = report["search"]["percentiles"].values()
+    cut.update(chosen=100.0, confirmed={"100.0": {"change": 0.1}})
+    text = Page(render_page(report)).text
+    assert "not cut +0.10" in text
+    assert "100 %" not in text
+
+
+def test_huge_values_have_a_power_of_ten(folder):
+    report = json.loads((folder / "report.json").read_text())
+    row = report["tests"][0]["metrics"]["WER"]
+    row.update(quantized=1e300, change=1e300, low=1e299, high=1e301)
+    text = Page(render_page(report)).text
+    assert "+1e+300 points" in text
+    assert "+1e+299 to +1e+301" in text
+    assert "0000000" not in text
 
 
 @pytest.mark.parametrize(

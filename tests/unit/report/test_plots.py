@@ -3,8 +3,10 @@
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from speechbrain_stablequant.report import plots
+from speechbrain_stablequant.report.data import layer_rows
 from speechbrain_stablequant.report.front import chosen_bits, layer_type
 from speechbrain_stablequant.report.points import Front, FrontPoint
 
@@ -98,12 +100,14 @@ def test_nothing_to_draw_is_drawn_too(search, tmp_path):
     for path in plots.plot_front(Front.from_search(search), tmp_path / "f"):
         assert path.stat().st_size
     chosen = chosen_bits(planned(search).plan, search)
-    check_png(plots.plot_sensitivity(search, chosen, tmp_path / "s")[0])
+    rows = layer_rows(planned(search))
+    check_png(plots.plot_sensitivity(search, chosen, rows, tmp_path / "s")[0])
 
 
 def test_sensitivity(search, tmp_path):
     chosen = chosen_bits(planned(search).plan, search)
-    png, svg = plots.plot_sensitivity(search, chosen, tmp_path / "s")
+    rows = layer_rows(planned(search))
+    png, svg = plots.plot_sensitivity(search, chosen, rows, tmp_path / "s")
     check_png(png)
     found = groups(svg)
     assert found["ids"].count("plan") == 4
@@ -122,7 +126,7 @@ def test_a_large_model_shows_its_most_sensitive_layers(search, tmp_path):
         for i in range(120)
     ]
     chosen = {f"enc.{i}": "W4A8" for i in range(120)}
-    _, svg = plots.plot_sensitivity(search, chosen, tmp_path / "s")
+    _, svg = plots.plot_sensitivity(search, chosen, [], tmp_path / "s")
     found = groups(svg)
     assert found["ids"].count("plan") == 90
     assert "119" in found["texts"]
@@ -137,7 +141,9 @@ def test_the_same_data_gives_the_same_bytes(search, tmp_path):
         files.append(
             [
                 *plots.plot_front(Front.from_search(search), tmp_path / name),
-                *plots.plot_sensitivity(search, chosen, tmp_path / f"s{name}"),
+                *plots.plot_sensitivity(
+                    search, chosen, [], tmp_path / f"s{name}"
+                ),
             ]
         )
     for first, second in zip(*files):
@@ -245,18 +251,64 @@ def test_sizes_add_up(tmp_path):
     found = drawn(plots.sizes_figure(sizes), tmp_path)
     assert {"4.010 MB", "1.005 MB"} <= set(found["texts"])
     assert {"integers", "scales"} <= set(found["texts"])
+    assert "MB, tensors of all modules" in found["texts"]
+
+
+def test_sizes_of_files(tmp_path):
+    rest = {"buffers and header": 2_000_000}
+    sizes = {
+        "float": {"weights in float": 4_000_000, **rest},
+        "quantized": {"integers": 1_000_000, **rest},
+    }
+    found = drawn(plots.sizes_figure(sizes), tmp_path)
+    assert {"6.000 MB", "3.000 MB", "MB, files"} <= set(found["texts"])
+    assert "buffers and header" in found["texts"]
+
+
+def test_both_pictures_of_layers_have_the_same_bytes(search):
+    rows = layer_rows(planned(search))
+    chosen = chosen_bits(planned(search).plan, search)
+
+    def widths(figure):
+        (bars,) = (
+            a for a in figure.axes if a.get_title(loc="left")[:2] == "MB"
+        )
+        return [bar.get_width() for bar in bars.patches]
+
+    first = widths(plots.bits_figure(rows, str))
+    assert first == widths(plots.sensitivity_figure(search, chosen, rows))
+    floats = [row["float_num_bytes"] / 1e6 for row in rows]
+    assert first[: len(rows)] == floats
+    assert all(width > 0 for width in first)
+
+
+@pytest.mark.parametrize("candidates", [["W8A8"], ["W4A8", "W8A8", "W32"]])
+def test_titles_do_not_overlap(search, candidates):
+    search["sensitivity"] = [
+        row for row in search["sensitivity"] if row["bits"] in candidates
+    ]
+    chosen = {row["layer"]: "W8A8" for row in search["sensitivity"]}
+    figure = plots.sensitivity_figure(search, chosen, [])
+    FigureCanvasAgg(figure).draw()
+    title, *others = (
+        text.get_window_extent()
+        for text in (figure._suptitle, *(a._left_title for a in figure.axes))
+        if text.get_text()
+    )
+    assert others
+    assert not any(title.overlaps(other) for other in others)
 
 
 def test_speed_without_a_float_pass(tmp_path):
     rows = [("clean", 0.5, 0.25), ("other", None, 0.3)]
     found = drawn(plots.speed_figure("real-time factor", rows), tmp_path)
-    assert {"0.5", "0.25, 2.00 times faster", "0.3"} <= set(found["texts"])
+    assert {"0.5", "0.25, 2.00 times as fast", "0.3"} <= set(found["texts"])
     assert {"clean", "other"} <= set(found["texts"])
 
 
 def test_logarithmic_scales_have_plain_labels(search, tmp_path):
     chosen = chosen_bits(planned(search).plan, search)
-    _, svg = plots.plot_sensitivity(search, chosen, tmp_path / "s")
+    _, svg = plots.plot_sensitivity(search, chosen, [], tmp_path / "s")
     front = Front.from_search(without_metric(search))
     _, other = plots.plot_front(front, tmp_path / "f")
     texts = groups(svg)["texts"] + groups(other)["texts"]
