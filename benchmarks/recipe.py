@@ -33,6 +33,7 @@ def run_recipe(block: str, script: str, hparams: str, *arguments: str) -> None:
         "",
         f"ptq: !new:{block}",
         "   checkpointer: !ref <checkpointer>",
+        "   plots: False",
     ]
     sys.path.insert(0, str(Path(script).resolve().parent))
     with tempfile.TemporaryDirectory() as folder:
