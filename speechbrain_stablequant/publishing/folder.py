@@ -20,6 +20,7 @@ from speechbrain_stablequant.publishing.examples import (
 from speechbrain_stablequant.publishing.interfaces import Blueprint
 from speechbrain_stablequant.publishing.recipe import Recipe
 from speechbrain_stablequant.publishing.tokenizers import without_paths
+from speechbrain_stablequant.report.page import render_page
 
 __all__ = [
     "HubFolder",
@@ -104,7 +105,8 @@ def fill_folder(
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     (path / "report.json").write_text(text, encoding="utf-8")
     if (ptq / "report.html").is_file():
-        shutil.copyfile(ptq / "report.html", path / "report.html")
+        page = render_page(report, _histograms(ptq), published=True)
+        (path / "report.html").write_text(page, encoding="utf-8")
     for name, source in blueprint.elsewhere.items():
         folder.notes.append(f"{name} is not part of it: loaded from {source}")
     for name in blueprint.foreign:
@@ -136,6 +138,14 @@ def public_report(report: dict[str, Any]) -> dict[str, Any]:
         name = Path(str(weights["checkpoint"])).name
         weights = {**weights, "checkpoint": name}
     return {**report, "files": files, "weights": weights}
+
+
+def _histograms(ptq: Path) -> list[dict]:
+    """Return what calibration saw; none if the plan was given."""
+    path = ptq / "histograms.json"
+    if not path.is_file():
+        return []
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
