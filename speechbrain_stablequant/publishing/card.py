@@ -60,7 +60,7 @@ def model_card(
         *quantization(report, plan, sizes),
         *coverage(report),
         *measured_on(report, check),
-        *reproduce(about),
+        *reproduce(about, plan),
     ]
     metadata = _metadata(about, interface, report, plan)
     return f"---\n{metadata}\n---\n\n" + "\n\n".join(parts) + "\n"

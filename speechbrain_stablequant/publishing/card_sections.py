@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Optional
 
+from speechbrain_stablequant import __version__
 from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.publishing.about import About
 from speechbrain_stablequant.publishing.check import Check
@@ -152,7 +153,8 @@ def how_to_load(about: About, interface: Interface) -> list[str]:
     )
     parts = [
         "## Use",
-        "```shell\npip install speechbrain_stablequant\n```",
+        f"It needs the Python package `speechbrain_stablequant` ({__version__} "
+        "made it) beside SpeechBrain.",
         f"```python\nfrom {interface.module} import {interface.name}\n\n"
         f"model = {interface.name}.from_hparams(source={json.dumps(source)})\n"
         f"{call}\n```",
@@ -258,7 +260,7 @@ def measured_on(report: dict, check: Optional[Check]) -> list[str]:
     return parts
 
 
-def reproduce(about: About) -> list[str]:
+def reproduce(about: About, plan: QuantizationPlan) -> list[str]:
     """Say how it was made."""
     parts = ["## Reproduce"]
     if about.foreign:
@@ -268,10 +270,16 @@ def reproduce(about: About) -> list[str]:
         )
     if about.trained_with:
         parts.append(f"Trained and quantized with: {about.trained_with}")
-    parts.append(
-        "In the recipe, `plan: plan.json` in the `ptq` block applies the same "
-        "plan to a float checkpoint, without calibration and search."
-    )
+    if all(layer.rounding == "nearest" for layer in plan.layers.values()):
+        parts.append(
+            "In the recipe, `plan: plan.json` in the `ptq` block applies the "
+            "same plan to a float checkpoint, without calibration and search."
+        )
+    else:
+        parts.append(
+            "`plan.json` says how each layer is quantized; its integers were "
+            "found on data and are in the files here only."
+        )
     return parts
 
 

@@ -120,8 +120,8 @@ class Check:
         if self.metric == "score":
             return f"{loads}; {name} {self.published:.4f}; {same}"
         return (
-            f"{loads}; {name} {self.published:.2f}, in the recipe "
-            f"{self.recorded:.2f}; {same}"
+            f"{loads}; on {self.items} test utterances {name} "
+            f"{self.published:.2f}, in the recipe {self.recorded:.2f}; {same}"
         )
 
 
