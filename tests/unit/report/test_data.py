@@ -1,10 +1,13 @@
 """What reports hold as plain data: enough for a page and for comparisons."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from speechbrain.utils.metric_stats import MetricStats
 
+from speechbrain_stablequant.brain import find_metrics
 from speechbrain_stablequant.calibration import ActivationHistogram
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.report.data import (
@@ -129,3 +132,24 @@ def test_report_names_its_histograms(tmp_path, statistics):
     named = read(tmp_path / "report.json")["histograms"]
     assert (named is not None) == statistics
     assert (tmp_path / "histograms.json").is_file() == statistics
+
+
+def test_plain_statistics_have_a_direction_only_by_their_name(tmp_path):
+    def stats(values):
+        found = MetricStats(lambda values: values, batch_eval=True)
+        found.append(["a", "b"], values=torch.tensor(values))
+        return found
+
+    brain = SimpleNamespace(
+        pesq_metric=stats([3.0, 3.2]), error_metrics=stats([0.1, 0.3])
+    )
+    metrics = find_metrics(brain)
+    report = Report("W8A8", planned({}))
+    report.add(
+        TestResult("test", float_metrics=metrics, metrics=metrics), seed=1
+    )
+    pesq, error = (report.tests[0]["metrics"][n] for n in ("pesq", "error"))
+    assert pesq["float"] == pytest.approx(3.1)
+    assert (pesq["unit"], pesq["lower_is_better"]) == ("", None)
+    assert error["float"] == pytest.approx(20.0)
+    assert (error["unit"], error["lower_is_better"]) == ("points", True)
