@@ -1,8 +1,10 @@
 """A plan on a float checkpoint, without the recipe."""
 
+import shlex
 import sys
 
 import pytest
+from yaml import safe_load as yaml_load
 
 from speechbrain_stablequant import read_header
 from speechbrain_stablequant.experiment import Experiment
@@ -61,6 +63,63 @@ def test_applied_plan_is_measured_by_the_recipe(
     assert theirs.read_bytes() == ours
 
 
+def test_command_to_measure_with(
+    experiment, stablequant, tmp_path, monkeypatch
+):
+    """The recipe's own script and YAML, and what it was given then."""
+    recipe = tmp_path / "my recipe"
+    (recipe / "hparams").mkdir(parents=True)
+    for place in (recipe, experiment):
+        (place / "train_asr.py").write_text("pass\n")
+    yaml = recipe / "hparams" / "small.yaml"
+    path = experiment / "hyperparams.yaml"
+    text = path.read_text()
+    path.write_text(f"# Generated 2026-01-01 from:\n# {yaml}\n{text}")
+    yaml.write_text(text)
+    with path.open("a") as file:
+        file.write("data_folder: /my data\nseed_of_more: 2\n")
+    with yaml.open("a") as file:
+        file.write("data_folder: !PLACEHOLDER\nseed_of_more: 1\n")
+    monkeypatch.chdir(tmp_path)
+    plan = edited_plan(experiment, tmp_path).name
+    code, out, _ = stablequant("apply", plan, experiment, "--output", "a: b")
+    assert code == 0
+    start, _, command = out.splitlines()[-1].partition(" && ")
+    assert shlex.split(start) == ["cd", str(recipe)]
+    words = shlex.split(command)
+    assert words[:4] == [
+        "python",
+        "train_asr.py",
+        "hparams/small.yaml",
+        "--test_only",
+    ]
+    given = dict(zip(words[4::2], words[5::2]))
+    assert given["--output_folder"] == str(experiment)
+    assert given["--data_folder"] == "/my data"
+    assert given["--seed_of_more"] == "2"
+    knob = {"plan": str(tmp_path / "a: b" / "plan.json")}
+    assert yaml_load(given["--ptq"]) == knob
+
+
+def test_inspect_what_was_applied(experiment, stablequant, tmp_path):
+    output = tmp_path / "out"
+    plan = experiment / "ptq" / "plan.json"
+    stablequant("apply", plan, experiment, "--output", output)
+    code, out, _ = stablequant("inspect", output, "--layers", "--json")
+    data = strict_json(out)
+    assert code == 0
+    assert {row["name"] for row in data["layers"]} == set(
+        Experiment(experiment).plan.layers
+    )
+    assert all(row["num_bytes"] > 0 for row in data["layers"])
+    assert {file["name"] for file in data["files"]} == {"wav2vec2", "model"}
+    assert data["coverage"]["fraction"] == 1.0
+    (output / "coverage.json").write_text('{"parameters": [1]}')
+    code, _, err = stablequant("inspect", output)
+    assert code == 2
+    assert "coverage.json" in err
+
+
 def test_apply_without_a_block_in_the_experiment(
     trained, block_run, stablequant, tmp_path
 ):
@@ -101,6 +160,7 @@ def test_apply_chooses_the_checkpoint(experiment, stablequant, tmp_path):
     [
         (["--checkpoint", "CKPT+none"], ["no checkpoint 'CKPT+none'"]),
         (["--min-key", "WRE"], ["'WRE'", "'WER'"]),
+        (["--min-key", "wer"], ["'wer'", "Did you mean 'WER'?"]),
         (["--min-key", "WER", "--max-key", "CER"], ["not allowed"]),
         (["--recipe", "nowhere"], ["nowhere", "no folder"]),
         (["--min-coverage", "2"], ["min_coverage"]),
@@ -124,8 +184,18 @@ def test_plan_of_another_model(experiment, stablequant, tmp_path):
     output = tmp_path / "out"
     code, _, err = stablequant("apply", other, experiment, "--output", output)
     assert code == 2
-    assert "does not have" in err
+    assert "a plan of another model" in err
     assert not output.exists()
+
+
+def test_plan_with_one_wrong_name(experiment, stablequant, tmp_path):
+    layers = dict(Experiment(experiment).plan.layers)
+    layers["enc.linear.x"] = layers.pop("enc.linear.w")
+    other = QuantizationPlan(layers).save(tmp_path / "other.json")
+    output = tmp_path / "out"
+    code, _, err = stablequant("apply", other, experiment, "--output", output)
+    assert code == 2
+    assert "Did you mean 'enc.linear.w'?" in err
 
 
 def test_plan_that_covers_too_little(experiment, stablequant, tmp_path):

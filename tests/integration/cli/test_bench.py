@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from speechbrain_stablequant.deployment.models import LoadedModel, load_model
@@ -62,6 +64,25 @@ def test_bench_of_a_speaker_model(speaker, audio, stablequant):
     assert code == 0
     assert "cosine" in out
     assert "layers executed in int8" in out
+
+
+def test_bench_of_audio_that_cannot_be_heard(published, stablequant, tmp_path):
+    nan = np.full(16000, np.nan, "float32")
+    short, noise = np.zeros(300, "float32"), tmp_path / "noise.wav"
+    for name, samples, words in (
+        ("short.wav", short, "0.019 s of audio"),
+        ("none.wav", short[:0], "0.000 s of audio"),
+        ("nan.wav", nan, "not finite"),
+    ):
+        soundfile.write(tmp_path / name, samples, 16000, subtype="FLOAT")
+        code, out, err = stablequant("bench", published, tmp_path / name)
+        assert (code, out) == (2, "")
+        assert name in err
+        assert words in err
+    noise.mkdir()
+    code, _, err = stablequant("bench", published, noise)
+    assert code == 2
+    assert "is a folder" in err
 
 
 @pytest.mark.parametrize(

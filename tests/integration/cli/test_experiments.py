@@ -1,9 +1,12 @@
 """Commands on what a recipe has left."""
 
+import shutil
+
 import pytest
 
 from speechbrain_stablequant.experiment import Experiment, ExperimentError
 
+from .. import publishing
 from ..folders import strict_json
 from .conftest import edited_plan
 
@@ -76,6 +79,32 @@ def test_items_of_a_run_pair_with_themselves(experiment, stablequant):
     rows = {(r["test"], r["metric"]): r for r in strict_json(out)["metrics"]}
     change = rows["test-clean", "WER"]["differences"][1]
     assert (change["change"], change["low"], change["high"]) == (0, 0, 0)
+
+
+def test_compare_with_what_was_published(experiment, stablequant):
+    hub = publishing.publish_asr(experiment, experiment / "ptq" / "hub")
+    for name in ("plan.json", "report.json"):
+        shutil.copyfile(experiment / "ptq" / name, hub / name)
+    code, out, _ = stablequant("compare", experiment, hub, "--json")
+    data = strict_json(out)
+    assert code == 0
+    assert data["layers"] == []
+    first, second = data["sources"]
+    for key in ("quantized_layers", "num_bytes", "float_num_bytes"):
+        assert first[key] == second[key] > 0
+    for row in data["metrics"]:  # its items would be those of the folder above
+        assert row["differences"][1]["change"] == 0
+        assert row["differences"][1]["low"] is None
+    assert data["notes"] == []
+
+
+def test_names_stay_without_the_plan_of_the_model(experiment, stablequant):
+    hub = publishing.publish_asr(experiment, experiment / "ptq" / "hub")
+    edited_plan(experiment, hub).replace(hub / "plan.json")
+    code, out, _ = stablequant("inspect", hub, "--layers", "--json")
+    assert code == 0
+    names = [row["name"] for row in strict_json(out)["layers"]]
+    assert {name.partition(".")[0] for name in names} == {"wav2vec2", "model"}
 
 
 def test_report_makes_the_page_again(experiment, stablequant):

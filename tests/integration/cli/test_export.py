@@ -78,7 +78,7 @@ def test_exported_speaker_model(speaker, stablequant, tmp_path):
 def test_failed_check_of_an_export(
     published, stablequant, tmp_path, monkeypatch
 ):
-    from speechbrain_stablequant.cli import exporting
+    from speechbrain_stablequant.deployment import exporting
 
     monkeypatch.setattr(exporting, "LOWEST_SNR", 500.0)
     arguments = [
@@ -106,6 +106,24 @@ def test_export_does_not_overwrite(published, stablequant, tmp_path):
     assert code == 0
     assert (output / "mine.txt").read_text() == "mine"
     assert (output / "export.json").is_file()
+
+
+def test_export_in_another_format_leaves_nothing_stale(
+    published, stablequant, tmp_path
+):
+    output = tmp_path / "out"
+    arguments = ["export", published, "--output", output]
+    assert stablequant(*arguments, "--to", "openvino")[0] == 0
+    (output / "mine.bin").write_text("mine")
+    code, _, err = stablequant(*arguments, "--to", "onnx")
+    assert code == 2
+    assert "--overwrite" in err
+    assert any(output.glob("*.xml"))
+    assert stablequant(*arguments, "--to", "onnx", "--overwrite")[0] == 0
+    left = sorted(path.name for path in output.iterdir())
+    assert "mine.bin" in left
+    assert {name.rpartition(".")[2] for name in left} == {"bin", "json", "onnx"}
+    assert [name for name in left if name.endswith(".bin")] == ["mine.bin"]
 
 
 class Letters:
