@@ -223,9 +223,16 @@ class BrainEvaluator(Evaluator):
         """Return the metric that the user asked for, by either name."""
         wanted = self.objective.lower()
         options = {wanted, f"{wanted}_metric", f"{wanted}_metrics"}
-        for name, (attribute, _, _) in filled.items():
+        for name, (attribute, _, metric) in filled.items():
             if name.lower() == wanted or attribute.lower() in options:
-                return name
+                if metric.lower_is_better:
+                    return name
+                raise KnobError(
+                    f"objective '{self.objective}': whether its lower values "
+                    "are the better ones is not known, and a search needs one "
+                    "whose are. Use loss, an error rate, or a metric with "
+                    "'error' in its name."
+                )
         attributes = (attribute for attribute, _, _ in filled.values())
         known = ["auto", "loss", *dict.fromkeys(attributes), *filled]
         raise KnobError(

@@ -14,6 +14,7 @@ from speechbrain_stablequant.report.tables import (
     interval,
     megabytes,
     number,
+    times_as_fast,
 )
 
 __all__ = [
@@ -135,7 +136,7 @@ def _speed_row(test: dict) -> list[list[str]]:
     ]
     if None in factors or not factors[1]:
         return []
-    times = f"{factors[0] / factors[1]:.2f} times as fast, one pass each"
+    times = f"{times_as_fast(*factors)}, one pass each"
     runtime = (test.get("runtime") or {}).get("runtime", "a runtime")
     name = f"Real-time factor, quantized with accelerate ({runtime})"
     return [[test["name"], name, *(f"{f:.4f}" for f in factors), times]]

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from speechbrain.utils.metric_stats import MetricStats
 
 from speechbrain_stablequant import (
     PostTrainingQuantizationMixin,
@@ -241,9 +243,28 @@ def test_objective(experiment, objective, metric):
     assert folders.report(experiment)["search"]["joint"]["metric"] == metric
 
 
+class WithScore(toy.ToyASR):
+    """Also fills a metric of which nobody says what is good."""
+
+    def on_stage_start(self, stage, epoch=None):
+        super().on_stage_start(stage, epoch)
+        self.pesq_metric = MetricStats(metric=lambda scores: scores)
+
+    def compute_objectives(self, predictions, batch, stage):
+        loss = super().compute_objectives(predictions, batch, stage)
+        self.pesq_metric.append(batch.id, torch.full((len(batch.id),), 3.0))
+        return loss
+
+
+def test_objective_whose_good_end_is_not_known(experiment):
+    hparams = toy.load(experiment, "ptq: {objective: pesq}")
+    with pytest.raises(KnobError, match="lower values are the better ones"):
+        toy.run(hparams, WithScore, tests=("test-clean",))
+
+
 def test_unknown_objective_names_the_nearest(experiment):
     hparams = toy.load(experiment, "ptq: {objective: were}")
-    with pytest.raises(KnobError, match="Did you mean 'wer_metric'"):
+    with pytest.raises(KnobError, match="Did you mean 'WER'"):
         toy.run(hparams)
 
 
