@@ -135,6 +135,8 @@ def test_interrupted(tmp_path):
     command = ["apply", fifo, tmp_path, "--output", tmp_path / "out"]
     process = subprocess.Popen(
         [*MODULE, *map(str, command)],
+        # A job in the background of a shell ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
