@@ -41,6 +41,8 @@ def departures(recipe: Recipe, interface: str) -> list[str]:
         found.append("the test decoded with an n-gram language model")
     if interface.endswith("ASR") and "rescorer" in recipe.definitions:
         found.append("the test rescored its hypotheses with a language model")
+    if interface == "WaveformEncoder":
+        found.append("the test was of a model that the encoder is a part of")
     norm = score_normalization(recipe)
     if interface == "SpeakerRecognition" and norm:
         found.append(f"the scores of the test were normalized ({norm})")

@@ -52,7 +52,9 @@ def test_known_words_however_written(tmp_path, word):
 
 def test_tokenizers_lose_their_paths_and_nothing_else(tmp_path):
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("the quick brown fox jumps over\na lazy dog and so on\n" * 20)
+    corpus.write_text(
+        "the quick brown fox jumps over\na lazy dog and so on\n" * 20
+    )
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus),
         model_prefix=str(tmp_path / "model"),
