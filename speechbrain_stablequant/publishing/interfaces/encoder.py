@@ -14,7 +14,6 @@ from speechbrain_stablequant.publishing.nodes import (
     inline,
     new,
     plain,
-    reference,
 )
 from speechbrain_stablequant.publishing.recipe import ENCODERS, Recipe
 
@@ -134,13 +133,14 @@ def _needs(recipe: Recipe) -> Needs:
             "WaveformEncoder needs a module that is a wav2vec 2.0, HuBERT or "
             f"WavLM wrapper; {recipe.definitions.source} has none."
         )
-    if name not in recipe.files:
+    node = recipe.modules[name]
+    if not any(recipe.object(file) is node for file in recipe.files):
         raise PublishError(
-            f"{recipe.experiment.ptq / 'checkpoint'} has no {name}.ckpt: the "
+            f"{recipe.experiment.ptq / 'checkpoint'} has no file of {name}: the "
             "encoder is part of another file there and cannot be published "
             "alone."
         )
-    return Needs({}, {"encoder": reference(name)})
+    return Needs({}, {"encoder": recipe.refer(name)})
 
 
 WAVEFORM_ENCODER = Interface(
