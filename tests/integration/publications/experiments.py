@@ -7,9 +7,15 @@ from pathlib import Path
 import soundfile
 from hyperpyyaml import resolve_references
 
-from . import toy
-from .conftest import copy_experiment
+from speechbrain_stablequant.publishing import PublishOptions
 
+from .. import toy
+from ..conftest import copy_experiment
+
+FILES = {
+    *("README.md", "hyperparams.yaml", "plan.json", "report.json"),
+    *("example.wav", "wav2vec2.ckpt", "model.ckpt", "tokenizer.ckpt"),
+}
 MANIFESTS = """
 test_csv:
    - !ref <output_folder>/test-clean.csv
@@ -44,3 +50,8 @@ def write_manifest(folder: Path, name: str, items) -> None:
             words = " ".join(item["words"])
             seconds = len(item["sig"]) / toy.RATE
             writer.writerow([item["id"], seconds, path, words])
+
+
+def unchecked(**knobs):
+    """Return options without the check in a clean process, which takes long."""
+    return PublishOptions(check=False, **knobs)
