@@ -1,5 +1,5 @@
 # make demo   create the environment, then train, quantize, score and reload
-#             a small recognizer on synthesised digits (six minutes)
+#             a small recognizer on synthesised digits (about ten minutes)
 # make test   the same environment, lint and all tests
 # make docs   the documentation, in docs/_build/html
 #
