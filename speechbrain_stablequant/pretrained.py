@@ -69,6 +69,8 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
         )
         save_plan(planned.plan, folder / "plan.json")
         report.publish(folder, plots=quantizer.plots)
+        if quantizer.publisher is not None:
+            quantizer.publisher.schedule(folder)
     else:
         report.announce()
     if quantizer.backend is not None:

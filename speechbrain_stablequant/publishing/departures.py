@@ -52,7 +52,7 @@ def departures(recipe: Recipe, interface: str) -> list[str]:
 def score_normalization(recipe: Recipe) -> str:
     """Return how the recipe normalizes scores; empty if it does not."""
     value = recipe.definitions.value("score_norm")
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and value.lower() not in ("", "none", "null"):
         return value
     for _, node in recipe.definitions.values():
         if node.tag.endswith(".VerificationStats"):

@@ -186,7 +186,10 @@ def recorded_scores(recipe: Recipe) -> list[tuple[str, str, int, float]]:
     They are in a file of the recipe, as the toolkit's speaker recipe writes it.
     """
     found = []
-    for path in sorted(recipe.experiment.folder.glob("*scores*_ptq*.txt")):
+    # A script without a Brain has one pass, over the quantized model.
+    has_brain = "modules" in recipe.definitions
+    pattern = "*scores*_ptq*.txt" if has_brain else "*scores*.txt"
+    for path in sorted(recipe.experiment.folder.glob(pattern)):
         for line in path.read_text(encoding="utf-8").splitlines():
             parts = line.split()
             if len(parts) == 4 and parts[2] in ("0", "1"):

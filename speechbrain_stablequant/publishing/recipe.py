@@ -52,6 +52,14 @@ class Recipe:
         self.experiment = experiment
         self.definitions = Definitions.load(experiment.hyperparams)
         self.modules = self.definitions.entries("modules")
+        if not self.modules:  # a script without a Brain
+            self.modules = {
+                name: node
+                for name, node in self._listed(
+                    "Pretrainer", "loadables"
+                ).items()
+                if name in experiment.checkpoints
+            }
         if not self.modules:
             raise PublishError(
                 f"{experiment.hyperparams} has no 'modules': give the "

@@ -8,6 +8,7 @@ pretrainer loads.
 import itertools
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import soundfile
 import yaml
 
 from speechbrain_stablequant import QuantizationPlan, read_header
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing import PublishOptions, make_folder
 
 from . import folders
 from .real_data import data_folder, recipe_folder, run_recipe
@@ -228,6 +231,29 @@ def test_verification_runs_on_integer_kernels(verify, float_scores):
     assert "Inlined graph" not in log
     header = read_header(out / "ptq" / "checkpoint" / "embedding_model.ckpt")
     assert len(header["plan"].layers) == 38
+
+
+def test_verified_model_is_published(verify, float_scores, tmp_path):
+    """The script has no Brain, and its pretrainer has the model."""
+    out = verify(ptq_runtime="reference")
+    options = PublishOptions(output=str(tmp_path / "hub"))
+    made = make_folder(out, options)
+    assert (made.interface, made.check.metric) == (
+        "SpeakerRecognition",
+        "score",
+    )
+    assert made.check.items == 12
+    assert made.check.published < 0.05
+    with pytest.raises(PublishError, match="--include embedding_model"):
+        make_folder(out, replace(options, include=()))
+
+
+def test_classifier_with_more_classes_than_names(trained, tmp_path):
+    """Trained for 40 speakers on a few: its classes have no names."""
+    options = PublishOptions(output=str(tmp_path / "hub"))
+    with pytest.raises(PublishError, match="has no name for"):
+        make_folder(trained, options)
+    assert not (tmp_path / "hub").exists()
 
 
 def test_verification_applies_the_plan_of_the_training(

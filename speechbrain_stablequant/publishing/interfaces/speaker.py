@@ -17,9 +17,10 @@ def _embeds(recipe: Recipe) -> bool:
 
 
 def _verifies(recipe: Recipe) -> bool:
-    """Whether the recipe was tested on trials, not by its classifier."""
+    """Whether the recipe was tested on trials, or has no classifier."""
     tests = recipe.experiment.report["tests"]
-    return _embeds(recipe) and any("EER" in t["metrics"] for t in tests)
+    by_trials = any("EER" in test["metrics"] for test in tests)
+    return _embeds(recipe) and (by_trials or not recipe.module("classifier"))
 
 
 def _front(recipe: Recipe, interface: str) -> dict[str, Node]:
