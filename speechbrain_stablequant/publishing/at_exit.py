@@ -230,7 +230,10 @@ class Publisher:
             )
             return
         logger.info("Publishing %s", self.folder)
-        done = subprocess.run(self.command(), check=False)
+        # A process of its own, also where this one is a rank of several.
+        ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        env = {k: v for k, v in os.environ.items() if k not in ranks}
+        done = subprocess.run(self.command(), env=env, check=False)
         if done.returncode != 0:
             logger.error(
                 "Not published (exit code %d). The results are complete; "

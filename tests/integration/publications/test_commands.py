@@ -185,3 +185,28 @@ def test_wrong_knobs(tmp_path, knobs, message):
             if knobs[0] == "{"
             else "ptq: {publish: nonsense}",
         )
+
+
+def test_published_once_by_several_processes(experiment):
+    shutil.rmtree(experiment / "ptq")
+    yaml = experiment / "train.yaml"
+    block = "    publish: {dry_run: True}\n    method: uniform\n"
+    yaml.write_text(toy.YAML.read_text() + toy.BLOCK + block)
+    env = {k: v for k, v in os.environ.items() if "PYTEST" not in k}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--nproc_per_node", "2", "--standalone"),
+            *(toy.__file__, str(yaml), "--output_folder", str(experiment)),
+            *("--distributed_backend", "gloo", "--device", "cpu"),
+            *("--noprogressbar", "--find_unused_parameters"),
+        ],
+        env={**env, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("folder: ") == 1
+    assert "EncoderASR loads it" in done.stdout
+    assert (experiment / "ptq" / "hub" / "hyperparams.yaml").is_file()
