@@ -420,7 +420,7 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch, missing):
     x = torch.randn(4, 64)
     model = prepared(two_linear(), (x,))
     monkeypatch.setattr(builtins, "__import__", without)
-    message = rf"{missing}: pip install speechbrain_stablequant\[onnx\]"
+    message = rf'{missing}: pip install "speechbrain_stablequant\[onnx\]"'
     with pytest.raises(KnobError, match=message):
         accelerate(model, "onnx")
     with pytest.raises(KnobError, match=message):
