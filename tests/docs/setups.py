@@ -10,9 +10,8 @@ from torch import nn
 
 from speechbrain_stablequant import quantize, save_quantized
 from speechbrain_stablequant.adapters import MultiDomainLM
+from tests.docs.markdown import ROOT
 from tests.unit.adapters.models import VOCAB, transformer
-
-from .markdown import ROOT
 
 RECOGNIZER = ROOT / "recipes/DigitStrings/ASR/CTC/hparams/inference.yaml"
 SPEAKER_MODEL = ROOT / "recipes/VoxCeleb/SpeakerRec/hparams/inference.yaml"

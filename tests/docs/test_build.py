@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from speechbrain_stablequant.cli import build_parser
-
-from .markdown import ROOT
+from tests.docs.markdown import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 needs_sphinx = pytest.mark.skipif(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .markdown import FRONT, READMES, ROOT, blocks, name, prose
+from tests.docs.markdown import FRONT, READMES, ROOT, blocks, name, prose
 
 INTERVAL = re.compile(r"\[[-+]?\d+\.\d+, [-+]?\d+\.\d+\]")
 # Real output of commands on the demo's experiment, which no README repeats

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .markdown import FRONT, READMES, ROOT, anchors, links, name
+from tests.docs.markdown import FRONT, READMES, ROOT, anchors, links, name
 
 
 @pytest.mark.parametrize("path", [*FRONT, *READMES], ids=name)

@@ -5,8 +5,7 @@ import re
 import pytest
 
 from speechbrain_stablequant import errors
-
-from .markdown import ROOT, anchors
+from tests.docs.markdown import ROOT, anchors
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 PUBLISHING = ROOT / "speechbrain_stablequant" / "publishing"

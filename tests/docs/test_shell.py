@@ -13,8 +13,7 @@ import speechbrain as sb
 import yaml
 
 from speechbrain_stablequant.cli import build_parser
-
-from .markdown import FRONT, READMES, ROOT, blocks
+from tests.docs.markdown import FRONT, READMES, ROOT, blocks
 
 SHELL = blocks([*FRONT, *READMES], "shell")
 UPSTREAM = "$SPEECHBRAIN_ROOT"

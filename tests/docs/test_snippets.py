@@ -9,10 +9,9 @@ from speechbrain_stablequant import PostTrainingQuantizer
 from speechbrain_stablequant.calibration import OBSERVERS
 from speechbrain_stablequant.layers.base import _REGISTRY
 from speechbrain_stablequant.search import METHODS
+from tests.docs import setups
+from tests.docs.markdown import FRONT, READMES, blocks, name
 from tests.recipes.test_hparams import RECIPE
-
-from . import setups
-from .markdown import FRONT, READMES, blocks, name
 
 PAGES = sorted({b.path for b in blocks(FRONT, "python")})
 YAML = blocks(FRONT, "yaml")

@@ -9,7 +9,7 @@ import torch
 from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.metric_stats import MetricStats
 
-from .toy import ToyASR
+from tests.integration.toy import ToyASR
 
 KEEP = {"num_to_keep": 1}
 

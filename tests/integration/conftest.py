@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import publishing, toy
+from tests.integration import publishing, toy
 
 
 @pytest.fixture(scope="session", autouse=True)

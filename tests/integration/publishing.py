@@ -10,8 +10,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier
 from speechbrain.processing.features import InputNormalization
 
 from speechbrain_stablequant import quantize, save_quantized
-
-from . import toy
+from tests.integration import toy
 
 HOOKS = """
     custom_hooks:

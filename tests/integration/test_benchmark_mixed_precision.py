@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from . import toy
+from tests.integration import toy
 
 BLOCK = """
 ptq: !new:benchmarks.mixed_precision.MixedPrecisionComparison

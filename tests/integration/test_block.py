@@ -14,8 +14,7 @@ from speechbrain_stablequant import (
     read_header,
 )
 from speechbrain_stablequant.errors import CalibrationError, KnobError
-
-from . import folders, toy
+from tests.integration import folders, toy
 
 MIXIN_BLOCK = """
 ptq: !new:speechbrain_stablequant.PostTrainingQuantizer

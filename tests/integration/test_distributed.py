@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from speechbrain_stablequant import load_quantized
-
-from . import folders, toy
-from .conftest import copy_experiment
+from tests.integration import folders, toy
+from tests.integration.conftest import copy_experiment
 
 MIXED = """
     method: mixed_precision

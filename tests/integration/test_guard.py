@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from . import bad_recipes, folders, toy
-from .conftest import copy_experiment
+from tests.integration import bad_recipes, folders, toy
+from tests.integration.conftest import copy_experiment
 
 QUICK = "ptq: {search_utterances: 6, calibration_utterances: 6}"
 SEARCHER = f"""

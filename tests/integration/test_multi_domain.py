@@ -29,9 +29,8 @@ from speechbrain_stablequant.adapters import (
 )
 from speechbrain_stablequant.errors import CheckpointError, StableQuantError
 from speechbrain_stablequant.publishing import PublishOptions, make_folder
-
-from . import folders
-from .real_data import run_recipe
+from tests.integration import folders
+from tests.integration.real_data import run_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COMMON = RECIPES / "LibriSpeech" / "LM"

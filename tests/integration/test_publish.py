@@ -13,9 +13,13 @@ from speechbrain_stablequant import (
 )
 from speechbrain_stablequant.errors import CheckpointError
 from speechbrain_stablequant.layers import Conversion
-
-from . import folders, toy
-from .publishing import SPEAKER_YAML, asr_yaml, load_asr, voices
+from tests.integration import folders, toy
+from tests.integration.publishing import (
+    SPEAKER_YAML,
+    asr_yaml,
+    load_asr,
+    voices,
+)
 
 
 def test_transcribes_as_in_memory(block_run, published, speech, tmp_path):

@@ -8,9 +8,8 @@ import torch
 from speechbrain_stablequant import load_quantized
 from speechbrain_stablequant.errors import CheckpointError
 from speechbrain_stablequant.plan import QuantizationPlan
-
-from . import folders, toy
-from .conftest import copy_experiment
+from tests.integration import folders, toy
+from tests.integration.conftest import copy_experiment
 
 BLOCK = """
 ptq: !new:speechbrain_stablequant.PostTrainingQuantizer

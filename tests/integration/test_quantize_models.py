@@ -8,8 +8,7 @@ from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from speechbrain.nnet.attention import RelPosEncXL
 
 from speechbrain_stablequant import quantize
-
-from . import folders
+from tests.integration import folders
 
 
 class Conformer(torch.nn.Module):

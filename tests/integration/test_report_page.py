@@ -12,8 +12,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from speechbrain_stablequant.report import write_page
 from speechbrain_stablequant.report.page import pictures
 from speechbrain_stablequant.scoring import Item, Metric
-
-from . import folders, tiny_brain, toy
+from tests.integration import folders, tiny_brain, toy
 
 QUICK = "search_utterances: 6, calibration_utterances: 6"
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from speechbrain_stablequant.errors import StableQuantError
-
-from . import bad_recipes, folders, toy
-from .conftest import copy_experiment
+from tests.integration import bad_recipes, folders, toy
+from tests.integration.conftest import copy_experiment
 
 
 class StopsInTheMiddle(toy.ToyASR):

@@ -15,10 +15,9 @@ from speechbrain_stablequant import (
     runtime_report,
 )
 from speechbrain_stablequant.errors import ExecutionError, KnobError
-
-from . import folders, toy
-from .conftest import copy_experiment
-from .publishing import load_asr, voices
+from tests.integration import folders, toy
+from tests.integration.conftest import copy_experiment
+from tests.integration.publishing import load_asr, voices
 
 BLOCK = toy.BLOCK + "    runtime: openvino\n"
 

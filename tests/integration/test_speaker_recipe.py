@@ -19,9 +19,8 @@ from speechbrain_stablequant import (
 )
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.publishing import PublishOptions, make_folder
-
-from . import folders
-from .real_data import data_folder, run_recipe
+from tests.integration import folders
+from tests.integration.real_data import data_folder, run_recipe
 
 RECIPE = (
     Path(__file__).resolve().parents[2] / "recipes" / "VoxCeleb" / "SpeakerRec"

@@ -11,8 +11,15 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from speechbrain_stablequant import quantize
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-
-from .tiny_brain import SIZE, Data, TinyBrain, build, evaluate, fit, values
+from tests.integration.tiny_brain import (
+    SIZE,
+    Data,
+    TinyBrain,
+    build,
+    evaluate,
+    fit,
+    values,
+)
 
 
 class WithSchedule(TinyBrain):

@@ -11,9 +11,8 @@ from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from speechbrain_stablequant import QuantizationPlan, read_header
 from speechbrain_stablequant.publishing import PublishOptions, make_folder
-
-from . import folders, toy
-from .real_data import data_folder, recipe_folder, run_recipe
+from tests.integration import folders, toy
+from tests.integration.real_data import data_folder, recipe_folder, run_recipe
 
 FEW = "calibration_utterances: 4, search_utterances: 8"
 TINY = {

@@ -19,9 +19,8 @@ import yaml
 from speechbrain_stablequant import QuantizationPlan, read_header
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing import PublishOptions, make_folder
-
-from . import folders
-from .real_data import data_folder, recipe_folder, run_recipe
+from tests.integration import folders
+from tests.integration.real_data import data_folder, recipe_folder, run_recipe
 
 RECIPE = "VoxCeleb/SpeakerRec"
 BLOCKS = Path(__file__).resolve().parents[2] / "hparams" / RECIPE

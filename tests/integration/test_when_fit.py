@@ -6,9 +6,8 @@ import yaml
 
 from speechbrain_stablequant import QuantizationPlan, load_quantized
 from speechbrain_stablequant.errors import KnobError
-
-from . import folders, toy
-from .conftest import copy_experiment
+from tests.integration import folders, toy
+from tests.integration.conftest import copy_experiment
 
 FIT = "ptq: {when: fit, method: uniform}"
 

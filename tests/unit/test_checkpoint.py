@@ -17,8 +17,7 @@ from speechbrain_stablequant import (
 from speechbrain_stablequant.errors import CheckpointError
 from speechbrain_stablequant.layers import QuantizedModule, quantizable_layers
 from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
-
-from ..samples import make_golden as golden
+from tests.samples import make_golden as golden
 
 GOLDEN = golden.Path(golden.__file__).parent / "golden_v1"
 

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from speechbrain_stablequant import checkpoint, load_quantized, read_header
 from speechbrain_stablequant.errors import CheckpointError
-
-from ..samples import make_golden as golden
+from tests.samples import make_golden as golden
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from speechbrain_stablequant.layers import (
 )
 from speechbrain_stablequant.packing import packed_num_bytes
 from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
-
-from ..samples import make_golden as golden
+from tests.samples import make_golden as golden
 
 LAYERS = {**golden.LAYERS, "linear": golden.linear}
 WIDTHS = {

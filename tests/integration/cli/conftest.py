@@ -11,9 +11,8 @@ from hyperpyyaml import resolve_references
 from speechbrain_stablequant.cli import main
 from speechbrain_stablequant.experiment import Experiment
 from speechbrain_stablequant.plan import QuantizationPlan
-
-from .. import toy
-from ..conftest import copy_experiment
+from tests.integration import toy
+from tests.integration.conftest import copy_experiment
 
 
 @pytest.fixture

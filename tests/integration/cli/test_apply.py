@@ -13,11 +13,10 @@ from speechbrain_stablequant.float_model import (
     load_float_model,
 )
 from speechbrain_stablequant.plan import QuantizationPlan
-
-from .. import toy
-from ..conftest import copy_experiment
-from ..folders import results, saved, strict_json
-from .conftest import edited_plan, write_yaml
+from tests.integration import toy
+from tests.integration.cli.conftest import edited_plan, write_yaml
+from tests.integration.conftest import copy_experiment
+from tests.integration.folders import results, saved, strict_json
 
 
 def test_applied_plan_gives_the_recipes_own_bytes(

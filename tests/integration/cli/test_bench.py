@@ -10,12 +10,11 @@ import torch
 
 from speechbrain_stablequant.deployment.models import LoadedModel, load_model
 from speechbrain_stablequant.deployment.timing import agreement
-
-from .. import publishing, toy
-from ..folders import strict_json
-from ..hub.client import environment
-from ..hub.server import Hub
-from .test_export import publish_lm
+from tests.integration import publishing, toy
+from tests.integration.cli.test_export import publish_lm
+from tests.integration.folders import strict_json
+from tests.integration.hub.client import environment
+from tests.integration.hub.server import Hub
 
 
 def test_bench(published, audio, stablequant):

@@ -5,10 +5,9 @@ import shutil
 import pytest
 
 from speechbrain_stablequant.experiment import Experiment, ExperimentError
-
-from .. import publishing
-from ..folders import strict_json
-from .conftest import edited_plan
+from tests.integration import publishing
+from tests.integration.cli.conftest import edited_plan
+from tests.integration.folders import strict_json
 
 
 def test_an_experiment_has_all_parts(experiment):

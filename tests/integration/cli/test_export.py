@@ -9,8 +9,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_stablequant import quantize, save_quantized
-
-from ..folders import strict_json
+from tests.integration.folders import strict_json
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from .client import Client
-from .publication import FILES, NAME, names, write
-from .server import Hub
+from tests.integration.hub.client import Client
+from tests.integration.hub.publication import FILES, NAME, names, write
+from tests.integration.hub.server import Hub
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ from speechbrain_stablequant.publishing.manifest import (
     hash_bytes,
     read_manifest,
 )
-
-from .repositories import ATTRIBUTES
+from tests.integration.hub.repositories import ATTRIBUTES
 
 NAME = "ann/tiny"
 PLAN = json.dumps({"format": "speechbrain_stablequant.plan", "layers": {}})

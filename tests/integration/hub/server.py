@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Optional
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from .repositories import (
+from tests.integration.hub.repositories import (
     ATTRIBUTES,
     ORGS,
     TOKENS,

@@ -5,8 +5,8 @@ import sys
 
 import torch
 
-from .. import publishing
-from .client import environment
+from tests.integration import publishing
+from tests.integration.hub.client import environment
 
 LOAD = """
 import sys, torch

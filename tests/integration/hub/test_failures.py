@@ -12,8 +12,7 @@ from speechbrain_stablequant.publishing.hub_errors import explained
 from speechbrain_stablequant.publishing.manifest import (
     hash_bytes,
 )
-
-from .publication import (
+from tests.integration.hub.publication import (
     FILES,
     LARGE,
     NAME,
@@ -22,7 +21,7 @@ from .publication import (
     state,
     write,
 )
-from .server import Failures
+from tests.integration.hub.server import Failures
 
 # -- refused before anything is sent ------------------------------------------
 

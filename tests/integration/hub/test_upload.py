@@ -10,8 +10,7 @@ from speechbrain_stablequant.publishing.manifest import (
     manifest_bytes,
     read_manifest,
 )
-
-from .publication import (
+from tests.integration.hub.publication import (
     FILES,
     LARGE,
     NAME,
@@ -22,7 +21,7 @@ from .publication import (
     state,
     write,
 )
-from .repositories import ATTRIBUTES
+from tests.integration.hub.repositories import ATTRIBUTES
 
 # -- what is published --------------------------------------------------------
 

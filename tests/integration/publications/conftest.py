@@ -9,8 +9,7 @@ from speechbrain_stablequant.publishing import (
     PublishOptions,
     make_folder,
 )
-
-from .experiments import as_recipe
+from tests.integration.publications.experiments import as_recipe
 
 
 @pytest.fixture(scope="session")

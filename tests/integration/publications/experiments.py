@@ -8,9 +8,8 @@ import soundfile
 from hyperpyyaml import resolve_references
 
 from speechbrain_stablequant.publishing import PublishOptions
-
-from .. import toy
-from ..conftest import copy_experiment
+from tests.integration import toy
+from tests.integration.conftest import copy_experiment
 
 FILES = {
     *("README.md", "hyperparams.yaml", "plan.json", "report.json"),

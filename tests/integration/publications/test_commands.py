@@ -16,9 +16,8 @@ from speechbrain_stablequant.cli import main
 from speechbrain_stablequant.publishing import (
     make_folder,
 )
-
-from .. import toy
-from .experiments import FILES, unchecked
+from tests.integration import toy
+from tests.integration.publications.experiments import FILES, unchecked
 
 ROOT = Path(__file__).resolve().parents[3]
 

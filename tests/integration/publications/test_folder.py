@@ -15,9 +15,8 @@ from speechbrain_stablequant.publishing import (
     load,
     make_folder,
 )
-
-from .. import folders, toy
-from .experiments import FILES, unchecked
+from tests.integration import folders, toy
+from tests.integration.publications.experiments import FILES, unchecked
 
 # -- what is made ------------------------------------------------------------
 

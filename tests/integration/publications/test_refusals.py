@@ -15,9 +15,8 @@ from speechbrain_stablequant.publishing import (
     PublishOptions,
     make_folder,
 )
-
-from .. import toy
-from .experiments import as_recipe, unchecked
+from tests.integration import toy
+from tests.integration.publications.experiments import as_recipe, unchecked
 
 # -- what is refused -----------------------------------------------------------
 

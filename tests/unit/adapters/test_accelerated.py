@@ -9,9 +9,8 @@ from speechbrain_stablequant import accelerate, quantize
 from speechbrain_stablequant.adapters import TransformerLMScorerWithCache
 from speechbrain_stablequant.runtime import decelerate, runtime_report
 from speechbrain_stablequant.runtime.tracing import inert
-
-from . import models
-from .scorer_helpers import permutation
+from tests.unit.adapters import models
+from tests.unit.adapters.scorer_helpers import permutation
 
 RUNTIMES = ("openvino", "onnx")
 DOMAINS = ("a", "b", ["b", "a"], None, ["a"], "a")

@@ -12,8 +12,7 @@ from speechbrain_stablequant.adapters import (
     added_parameters,
 )
 from speechbrain_stablequant.adapters.accounting import num_parameters
-
-from . import models
+from tests.unit.adapters import models
 
 
 def counts_by_hand(config, layers, width, vocab):

@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from speechbrain_stablequant import quantize, save_quantized
 from speechbrain_stablequant.adapters import MultiDomainLM, files
 from speechbrain_stablequant.errors import StableQuantError
-
-from . import models
-from .models import outputs, refuse
+from tests.unit.adapters import models
+from tests.unit.adapters.models import outputs, refuse
 
 TRUNKS = {"transformer": models.transformer, "rnn": models.recurrent}
 CONFIGS = (

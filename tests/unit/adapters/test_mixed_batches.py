@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from speechbrain_stablequant.adapters import MultiDomainLM
 from speechbrain_stablequant.errors import StableQuantError
-
-from . import models
+from tests.unit.adapters import models
 
 NAMES = ("a", "b", "c")
 TRUNKS = {"transformer": models.transformer, "rnn": models.recurrent}

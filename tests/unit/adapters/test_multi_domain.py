@@ -13,8 +13,7 @@ from speechbrain.nnet.RNN import GRU
 
 from speechbrain_stablequant.adapters import DomainConfig, MultiDomainLM
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-
-from . import models
+from tests.unit.adapters import models
 
 TRUNKS = {
     "pre-norm": lambda: models.transformer(),

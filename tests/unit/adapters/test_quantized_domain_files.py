@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from speechbrain_stablequant import checkpoint, quantize, read_header
 from speechbrain_stablequant.adapters import MultiDomainLM, files
 from speechbrain_stablequant.errors import CheckpointError, StableQuantError
-
-from . import models
-from .models import outputs, refuse
+from tests.unit.adapters import models
+from tests.unit.adapters.models import outputs, refuse
 
 
 def quantized(bits, names=("music", "weather")):

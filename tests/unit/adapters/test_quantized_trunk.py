@@ -10,8 +10,7 @@ from speechbrain_stablequant.adapters import MultiDomainLM
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
 from speechbrain_stablequant.numerics import fake_quantize
 from speechbrain_stablequant.plan import QuantizationScheme
-
-from . import models
+from tests.unit.adapters import models
 
 BITS = ["W8", "W4", "W2", "W8A8", "W4A4"]
 

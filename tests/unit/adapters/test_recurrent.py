@@ -7,8 +7,7 @@ from speechbrain.decoders.scorer import RNNLMScorer
 
 from speechbrain_stablequant import quantize
 from speechbrain_stablequant.adapters import MultiDomainLM
-
-from . import models
+from tests.unit.adapters import models
 
 DOMAINS = ["a", None, "a", "b"]
 CELLS = {name: getattr(sb.nnet.RNN, name) for name in ("LSTM", "GRU", "RNN")}

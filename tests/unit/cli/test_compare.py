@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from .conftest import make_report
+from tests.unit.cli.conftest import make_report
 
 
 def items(errors, prefix="u", **about):

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant.adapters import MultiDomainLM
-
-from ..adapters.models import transformer
-from .conftest import SAMPLES, make_report
+from tests.unit.adapters.models import transformer
+from tests.unit.cli.conftest import SAMPLES, make_report
 
 
 class Bomb:

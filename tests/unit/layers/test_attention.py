@@ -13,8 +13,7 @@ from torch import nn
 
 from speechbrain_stablequant.errors import PlanError
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
-
-from . import helpers
+from tests.unit.layers import helpers
 
 BATCH, TIME, KEYS, HEADS, SIZE = 2, 5, 7, 4, 16
 CAUSAL = torch.ones(TIME, KEYS, dtype=torch.bool).triu(3)

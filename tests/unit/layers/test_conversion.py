@@ -16,8 +16,7 @@ from speechbrain_stablequant.plan import (
     QuantizationPlan,
     QuantizationScheme,
 )
-
-from . import helpers
+from tests.unit.layers import helpers
 
 W8 = LayerPlan(QuantizationScheme(8))
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from speechbrain_stablequant.layers import Conversion, quantizable_layers
-
-from . import helpers
+from tests.unit.layers import helpers
 
 transformers = pytest.importorskip("transformers")
 

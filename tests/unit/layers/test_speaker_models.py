@@ -7,8 +7,7 @@ from torch import nn
 
 from speechbrain_stablequant import load_quantized, quantize, save_quantized
 from speechbrain_stablequant.layers import QuantizedModule
-
-from . import helpers
+from tests.unit.layers import helpers
 
 LENGTHS = torch.tensor([1.0, 0.6, 0.35])
 WIDTHS = pytest.mark.parametrize("bits", ["W8A8", "W4A8"])

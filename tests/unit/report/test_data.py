@@ -16,8 +16,7 @@ from speechbrain_stablequant.report.data import (
     layer_rows,
 )
 from speechbrain_stablequant.scoring import Item, Metric, paired_bootstrap
-
-from .helpers import planned, search_report, with_statistics
+from tests.unit.report.helpers import planned, search_report, with_statistics
 
 NAN = float("nan")
 FLOAT = [Item("a", 1, 10), Item("b", 0, 5), Item("c", 2, 8)]

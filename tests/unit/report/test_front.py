@@ -19,8 +19,7 @@ from speechbrain_stablequant.plan import (
 from speechbrain_stablequant.report import Report, front
 from speechbrain_stablequant.report.points import FrontPoint, mark_efficient
 from speechbrain_stablequant.settings import Settings
-
-from .helpers import planned, search_report, without_metric
+from tests.unit.report.helpers import planned, search_report, without_metric
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ import pytest
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.report import Report, render_page, write_page
 from speechbrain_stablequant.report.page import facts, pictures
-
-from .helpers import (
+from tests.unit.report.helpers import (
     flagging_search,
     planned,
     search_report,
     with_statistics,
 )
-from .test_data import result
+from tests.unit.report.test_data import result
 
 EVIL = '<script>alert("x")</script>&$a$"\'><img src=x onerror=y>'
 PICTURES = {

@@ -9,8 +9,7 @@ from speechbrain_stablequant.report import plots
 from speechbrain_stablequant.report.data import layer_rows
 from speechbrain_stablequant.report.front import chosen_bits, layer_type
 from speechbrain_stablequant.report.points import Front, FrontPoint
-
-from .helpers import (
+from tests.unit.report.helpers import (
     flagging_search,
     planned,
     search_report,

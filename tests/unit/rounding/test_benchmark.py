@@ -6,8 +6,7 @@ import pytest
 
 from benchmarks import rounding as benchmark
 from speechbrain_stablequant.errors import KnobError
-
-from ...integration import toy
+from tests.integration import toy
 
 
 def row(cell, rounding, value):

@@ -15,8 +15,7 @@ from speechbrain_stablequant.plan import (
 )
 from speechbrain_stablequant.rounding import HessianCollector, why_no_hessian
 from speechbrain_stablequant.rounding import hessian as hessian_module
-
-from ..layers.helpers import AFFINE_INPUT, INPUT, fake_input
+from tests.unit.layers.helpers import AFFINE_INPUT, INPUT, fake_input
 
 CONVOLUTIONS = {
     "plain": (nn.Conv1d(4, 6, 3), (2, 4, 11)),

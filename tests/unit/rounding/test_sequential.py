@@ -25,8 +25,7 @@ from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.rounding import ROUNDINGS, round_weights
 from speechbrain_stablequant.settings import ROUNDINGS as CHOICES
 from speechbrain_stablequant.settings import Settings
-
-from .test_gptq import correlated
+from tests.unit.rounding.test_gptq import correlated
 
 
 class Toy(nn.Module):

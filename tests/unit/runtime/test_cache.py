@@ -27,9 +27,8 @@ from speechbrain_stablequant.runtime.cache import (
 )
 from speechbrain_stablequant.runtime.processor import detect_processor
 from speechbrain_stablequant.runtime.tracing import Signature
-
-from . import helpers
-from .helpers import LONGER, Pair, X, distance, quantized_pair
+from tests.unit.runtime import helpers
+from tests.unit.runtime.helpers import LONGER, Pair, X, distance, quantized_pair
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from speechbrain_stablequant.runtime.execution import (
     RuntimeReport,
     UnitReport,
 )
-
-from . import helpers
-from .helpers import Pair, X, quantized_pair
+from tests.unit.runtime import helpers
+from tests.unit.runtime.helpers import Pair, X, quantized_pair
 
 
 def report(*rows, **options):

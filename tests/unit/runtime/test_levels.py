@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant.runtime import runtime_report
-
-from .helpers import compare, quantized
+from tests.unit.runtime.helpers import compare, quantized
 
 FRAMES = torch.randn(2, 24, 12, generator=torch.Generator().manual_seed(1))
 LONGER = torch.randn(3, 31, 12, generator=torch.Generator().manual_seed(2))

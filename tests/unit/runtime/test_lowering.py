@@ -10,8 +10,7 @@ from speechbrain_stablequant.runtime.lowering import (
     lowered,
     planned_int8,
 )
-
-from .helpers import Pair, X, quantized, quantized_pair
+from tests.unit.runtime.helpers import Pair, X, quantized, quantized_pair
 
 FRAMES = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(0))
 LAYERS = {

@@ -15,8 +15,7 @@ from speechbrain.nnet.containers import LengthsCapableSequential
 from torch import nn
 
 from speechbrain_stablequant.runtime import decelerate, runtime_report
-
-from .helpers import compare, distance, fast, quantized
+from tests.unit.runtime.helpers import compare, distance, fast, quantized
 
 NEAR = 0.02
 LENGTHS = torch.tensor([1.0, 0.7, 0.4])

@@ -15,9 +15,8 @@ from torch import nn
 
 from speechbrain_stablequant.errors import ExecutionError
 from speechbrain_stablequant.runtime import decelerate, runtime_report
-
-from . import helpers
-from .helpers import compare, quantized
+from tests.unit.runtime import helpers
+from tests.unit.runtime.helpers import compare, quantized
 
 EXACT, NEAR = 1e-5, 0.02
 FRAMES = torch.randn(2, 24, 12, generator=torch.Generator().manual_seed(1))

@@ -18,8 +18,7 @@ from speechbrain_stablequant.runtime.processor import (
     _features_from_torch,
     detect_processor,
 )
-
-from . import helpers
+from tests.unit.runtime import helpers
 
 ROOT = Path(__file__).parents[3]
 MACHINE = detect_processor()

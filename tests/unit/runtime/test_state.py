@@ -16,8 +16,14 @@ from speechbrain_stablequant.runtime import (
 from speechbrain_stablequant.runtime.state import execution_states
 from speechbrain_stablequant.runtime.tracing import inert
 from speechbrain_stablequant.runtime.units import MAX_VARIANTS
-
-from .helpers import LONGER, Pair, X, distance, fast, quantized
+from tests.unit.runtime.helpers import (
+    LONGER,
+    Pair,
+    X,
+    distance,
+    fast,
+    quantized,
+)
 
 RUNTIMES = ("openvino", "onnx")
 

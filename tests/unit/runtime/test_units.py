@@ -26,9 +26,15 @@ from speechbrain_stablequant.runtime.units import (
     MAX_VARIANTS,
     relative_difference,
 )
-
-from . import helpers
-from .helpers import LONGER, Pair, X, compare, fast, quantized_pair
+from tests.unit.runtime import helpers
+from tests.unit.runtime.helpers import (
+    LONGER,
+    Pair,
+    X,
+    compare,
+    fast,
+    quantized_pair,
+)
 
 Named = namedtuple("Named", ["x", "rest"])
 
