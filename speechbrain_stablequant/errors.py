@@ -4,15 +4,19 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
-    "StableQuantError",
-    "KnobError",
-    "PlanError",
     "CalibrationError",
-    "CoverageError",
     "CheckpointError",
+    "CoverageError",
     "ExecutionError",
-    "RuntimeConversionError",
+    "ExperimentError",
+    "FloatModelError",
+    "KnobError",
+    "OutputError",
+    "PlanError",
     "PublishError",
+    "RuntimeConversionError",
+    "SourceError",
+    "StableQuantError",
     "nearest",
 ]
 
@@ -85,3 +89,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f" Did you mean '{small[match[0]]}'?"
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     return f" Known: {', '.join(known[:20])}{more}."
+
+
+class SourceError(StableQuantError):
+    """What the user points at is missing, damaged or nothing of ours."""
+
+
+class ExperimentError(StableQuantError, FileNotFoundError):
+    """A folder is no experiment, or lacks what a step needs."""
+
+
+class FloatModelError(StableQuantError, RuntimeError):
+    """The float model of an experiment cannot be built or loaded."""
+
+
+class OutputError(StableQuantError, FileExistsError):
+    """The output is there already."""

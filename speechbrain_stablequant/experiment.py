@@ -5,22 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, Union
 
-from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.errors import ExperimentError
 from speechbrain_stablequant.plan import QuantizationPlan
 
-__all__ = [
-    "Experiment",
-    "ExperimentError",
-    "is_quantized",
-    "read_coverage",
-    "read_report",
-]
+__all__ = ["Experiment", "is_quantized", "read_coverage", "read_report"]
 
 RUN = "Run the recipe with the ptq block, to its end"
-
-
-class ExperimentError(StableQuantError, FileNotFoundError):
-    """A folder is no experiment, or lacks what a step needs."""
 
 
 class Experiment:

@@ -12,7 +12,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from torch import nn
 
-from speechbrain_stablequant.errors import StableQuantError, nearest
+from speechbrain_stablequant.errors import FloatModelError, nearest
 from speechbrain_stablequant.publishing.nodes import (
     Definitions,
     Selection,
@@ -23,7 +23,7 @@ from speechbrain_stablequant.publishing.nodes import (
 )
 from speechbrain_stablequant.roots import roof
 
-__all__ = ["FloatModel", "FloatModelError", "load_float_model", "origin"]
+__all__ = ["FloatModel", "load_float_model", "origin"]
 
 # Recoverables that only training needs; they are not built
 _TRAINING = (
@@ -32,10 +32,6 @@ _TRAINING = (
     "torch.optim.",
 )
 _ORIGIN = re.compile(r"^# Generated .* from:\s*\n# (.+)$", re.MULTILINE)
-
-
-class FloatModelError(StableQuantError, RuntimeError):
-    """The float model of an experiment cannot be built or loaded."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Optional
 
-from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.errors import SourceError
 from speechbrain_stablequant.experiment import (
     Experiment,
     is_quantized,
@@ -17,15 +17,11 @@ from speechbrain_stablequant.experiment import (
 )
 from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
-__all__ = ["Source", "SourceError", "fetch", "is_published", "read_source"]
+__all__ = ["Source", "fetch", "is_published", "read_source"]
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*\Z")
 _HUB_FILES = ("hyperparams.yaml", "plan.json", "report.json", "*.ckpt")
 _PICKLE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-class SourceError(StableQuantError):
-    """What the user points at is missing, damaged or nothing of ours."""
 
 
 @dataclass
@@ -329,10 +325,7 @@ def _domain(name: str, path: Path) -> Source:
 
 
 def _describe_domain(source: Source) -> None:
-    from speechbrain_stablequant.adapters.files import (
-        check_domain,
-        read_domain,
-    )
+    from speechbrain_stablequant.adapters.files import check_domain, read_domain
 
     header = read_domain(source.path)
     check_domain(header)

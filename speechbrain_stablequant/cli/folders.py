@@ -7,13 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Optional, Union
 
-from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.errors import OutputError
 
-__all__ = ["OutputError", "check_output", "filled"]
-
-
-class OutputError(StableQuantError, FileExistsError):
-    """The output is there already."""
+__all__ = ["check_output", "filled"]
 
 
 def check_output(

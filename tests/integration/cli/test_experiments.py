@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from speechbrain_stablequant.experiment import Experiment, ExperimentError
+from speechbrain_stablequant.errors import ExperimentError
+from speechbrain_stablequant.experiment import Experiment
 from tests.integration import publishing
 from tests.integration.cli.conftest import edited_plan
 from tests.integration.folders import strict_json

@@ -2,11 +2,8 @@
 
 import pytest
 
-from speechbrain_stablequant.cli.folders import (
-    OutputError,
-    check_output,
-    filled,
-)
+from speechbrain_stablequant.cli.folders import check_output, filled
+from speechbrain_stablequant.errors import OutputError
 
 
 def names(folder):
