@@ -26,6 +26,7 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_stablequant.core.format import decimals, interval, number
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
 from speechbrain_stablequant.guard import test_name
 from speechbrain_stablequant.presets import preset_knobs
@@ -38,7 +39,6 @@ from speechbrain_stablequant.report.points import (
     FrontPoint,
     mark_efficient,
 )
-from speechbrain_stablequant.report.tables import decimals, interval, number
 
 # The block is imported by its name; so is this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -6,7 +6,7 @@ Add one block to the hparams of a recipe and run it as usual::
         checkpointer: !ref <checkpointer>
 """
 
-from speechbrain_stablequant.lazy import lazy_names
+from speechbrain_stablequant.core.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "PostTrainingQuantizationMixin": "brain",
     "PostTrainingQuantizer": "quantizer",
-    "QuantizationPlan": "plan",
+    "QuantizationPlan": "core.plan",
     "QuantizationResult": "api",
     "StableQuantError": "errors",
     "WaveformBatches": "waveforms",

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.coverage import Coverage
 from speechbrain_stablequant.errors import CalibrationError, KnobError
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.pipeline import make_plan
-from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.scoring import (
     DistanceEvaluator,
     Evaluator,

@@ -2,7 +2,7 @@
 
 A checkpoint is one `safetensors <https://github.com/huggingface/safetensors>`_
 file: raw tensors behind a JSON header, no pickle. For a weight ``w`` of a
-quantized layer it has ``w_packed`` (int32, see `speechbrain_stablequant.packing`),
+quantized layer it has ``w_packed`` (int32, see `speechbrain_stablequant.core.packing`),
 ``w_scale`` and, if affine, ``w_zero_point``; all other parameters and buffers
 are there as they are. The header carries the format version, the plan and a
 hash over all of it.
@@ -23,19 +23,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from speechbrain_stablequant.container import order_header, write_atomically
+from speechbrain_stablequant.artifacts.safetensors_file import order_header
+from speechbrain_stablequant.core.files import write_atomically
+from speechbrain_stablequant.core.numerics import Quantized, integer_dtype
+from speechbrain_stablequant.core.packing import pack, packed_words, unpack
+from speechbrain_stablequant.core.plan import (
+    LayerPlan,
+    QuantizationPlan,
+    QuantizationScheme,
+)
 from speechbrain_stablequant.errors import CheckpointError, PlanError, nearest
 from speechbrain_stablequant.layers import (
     Conversion,
     QuantizedModule,
     quantized_class,
-)
-from speechbrain_stablequant.numerics import Quantized, integer_dtype
-from speechbrain_stablequant.packing import pack, packed_words, unpack
-from speechbrain_stablequant.plan import (
-    LayerPlan,
-    QuantizationPlan,
-    QuantizationScheme,
 )
 
 __all__ = ["check_hash", "load_quantized", "read_header", "save_quantized"]

@@ -6,14 +6,17 @@ from typing import Optional
 
 from torch import nn
 
+from speechbrain_stablequant.core.packing import (
+    packed_num_bytes,
+    scale_num_bytes,
+)
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import CoverageError
 from speechbrain_stablequant.layers import (
     Conversion,
     quantized_class,
     unsupported_reason,
 )
-from speechbrain_stablequant.packing import packed_num_bytes, scale_num_bytes
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.settings import Settings
 
 __all__ = ["Coverage", "ParameterCoverage", "cover"]

@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, Union
 
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import ExperimentError
-from speechbrain_stablequant.plan import QuantizationPlan
 
 __all__ = ["Experiment", "is_quantized", "read_coverage", "read_report"]
 

@@ -15,9 +15,9 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
 from speechbrain_stablequant.checkpoint import save_quantized
+from speechbrain_stablequant.core.numerics import Quantized
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.numerics import Quantized
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
 __all__ = ["export_checkpoints", "save_plan"]
 

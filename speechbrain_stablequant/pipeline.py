@@ -8,8 +8,9 @@ from typing import Any, Callable, Optional
 
 import torch
 
-from speechbrain_stablequant import distributed
 from speechbrain_stablequant.calibration import ActivationCollector, Statistics
+from speechbrain_stablequant.core import distributed
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.coverage import Coverage, cover
 from speechbrain_stablequant.errors import (
     CalibrationError,
@@ -22,12 +23,7 @@ from speechbrain_stablequant.layers import (
     LayerWeights,
     quantizable_layers,
 )
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
-from speechbrain_stablequant.rounding import (
-    UNREACHED,
-    Rounded,
-    round_weights,
-)
+from speechbrain_stablequant.rounding import UNREACHED, Rounded, round_weights
 from speechbrain_stablequant.scoring import Evaluator
 from speechbrain_stablequant.search import (
     METHODS,

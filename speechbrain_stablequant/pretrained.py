@@ -12,11 +12,11 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.pipeline import Planned, given_plan, make_plan
-from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.report import Report
 from speechbrain_stablequant.roots import evaluating, roof
 from speechbrain_stablequant.runtime import Acceleration, require_cpu

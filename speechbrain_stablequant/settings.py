@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
+from speechbrain_stablequant.core.bit_width import parse_bits
+from speechbrain_stablequant.core.plan import (
+    WEIGHT_OBSERVERS,
+    QuantizationScheme,
+)
+from speechbrain_stablequant.core.scheme import LEVELS, level_widths
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
-from speechbrain_stablequant.plan import WEIGHT_OBSERVERS, QuantizationScheme
 from speechbrain_stablequant.presets import preset_knobs
-from speechbrain_stablequant.schemes import LEVELS, level_widths
 from speechbrain_stablequant.training import TrainingSettings
-from speechbrain_stablequant.widths import parse_bits
 
 __all__ = ["Settings", "parse_bits"]
 

@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Optional
 
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import SourceError
 from speechbrain_stablequant.experiment import (
     Experiment,
@@ -15,7 +16,6 @@ from speechbrain_stablequant.experiment import (
     read_coverage,
     read_report,
 )
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
 __all__ = ["Source", "fetch", "is_published", "read_source"]
 

@@ -5,7 +5,7 @@
 storage in megabytes and an *estimated* run time for encoders of HuBERT's size.
 The rules here were fitted to its table, so that results can stand beside it.
 They are accounting, not measurements: sizes on disk come from a checkpoint's
-file (`speechbrain_stablequant.packing.packed_num_bytes` predicts them), and
+file (`speechbrain_stablequant.core.packing.packed_num_bytes` predicts them), and
 speed from running a model.
 """
 
@@ -17,9 +17,12 @@ from typing import NamedTuple, Optional
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from speechbrain_stablequant.core.plan import (
+    QuantizationPlan,
+    QuantizationScheme,
+)
 from speechbrain_stablequant.errors import StableQuantError, nearest
 from speechbrain_stablequant.layers import Conversion, quantizable_layers
-from speechbrain_stablequant.plan import QuantizationPlan, QuantizationScheme
 
 __all__ = [
     "PAPER_OVERHEAD",
@@ -168,7 +171,7 @@ def estimated_run_time_of(
 
     Example
     -------
-    >>> from speechbrain_stablequant.plan import LayerPlan
+    >>> from speechbrain_stablequant.core.plan import LayerPlan
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     >>> plan = QuantizationPlan({"0": LayerPlan(QuantizationScheme(bits=2))})
     >>> round(estimated_run_time_of(model, plan), 3)  # of 17 bits
@@ -240,7 +243,7 @@ def storage_of(root: nn.Module, plan: Optional[QuantizationPlan]) -> Storage:
 
     Example
     -------
-    >>> from speechbrain_stablequant.plan import LayerPlan
+    >>> from speechbrain_stablequant.core.plan import LayerPlan
     >>> model = nn.Linear(64, 10)
     >>> plan = QuantizationPlan({"": LayerPlan(QuantizationScheme(bits=2))})
     >>> storage = storage_of(model, plan)

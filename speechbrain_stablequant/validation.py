@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from speechbrain_stablequant import distributed
 from speechbrain_stablequant.brain import metrics_of
+from speechbrain_stablequant.core import distributed
 from speechbrain_stablequant.errors import CalibrationError
 
 __all__ = [

@@ -20,7 +20,9 @@ from torch import nn
 from speechbrain_stablequant import checkpoint
 from speechbrain_stablequant.adapters.config import DomainConfig
 from speechbrain_stablequant.adapters.layers import DomainLayers, Sites
-from speechbrain_stablequant.container import order_header, write_atomically
+from speechbrain_stablequant.artifacts.safetensors_file import order_header
+from speechbrain_stablequant.core.files import write_atomically
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import (
     CheckpointError,
     KnobError,
@@ -28,7 +30,6 @@ from speechbrain_stablequant.errors import (
     nearest,
 )
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.plan import QuantizationPlan
 
 __all__ = [
     "DomainHeader",

@@ -11,9 +11,9 @@ from typing import Callable, Optional
 import torch
 
 from speechbrain_stablequant.calibration.histogram import ActivationHistogram
+from speechbrain_stablequant.core.numerics import range_to_scale
+from speechbrain_stablequant.core.plan import InputPlan, QuantizationScheme
 from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
-from speechbrain_stablequant.numerics import range_to_scale
-from speechbrain_stablequant.plan import InputPlan, QuantizationScheme
 
 __all__ = ["OBSERVERS", "TAIL_RULES", "choose_input", "expected_error"]
 

@@ -42,10 +42,10 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Build, load, convert, write."""
-    from speechbrain_stablequant.cli.folders import check_output, filled
     from speechbrain_stablequant.cli.rerun import measure_command
+    from speechbrain_stablequant.core.files import check_output, filled
+    from speechbrain_stablequant.core.plan import QuantizationPlan
     from speechbrain_stablequant.float_model import load_float_model
-    from speechbrain_stablequant.plan import QuantizationPlan
 
     output = check_output(arguments.output)
     folder = _experiment_folder(arguments.experiment)

@@ -132,7 +132,7 @@ def _metric_lines(letters, rows) -> list[str]:
 
 
 def _digits(row: dict) -> int:
-    from speechbrain_stablequant.report.tables import decimals
+    from speechbrain_stablequant.core.format import decimals
 
     values = row["values"]
     return decimals(
@@ -142,14 +142,14 @@ def _digits(row: dict) -> int:
 
 
 def _float_cells(row: dict) -> list[str]:
-    from speechbrain_stablequant.report.tables import number
+    from speechbrain_stablequant.core.format import number
 
     digits = _digits(row)
     return [number(_value(v, "float"), digits) for v in row["values"]]
 
 
 def _quantized_cells(row: dict) -> list[str]:
-    from speechbrain_stablequant.report.tables import interval, number
+    from speechbrain_stablequant.core.format import interval, number
 
     digits, cells = _digits(row), []
     for i, value in enumerate(row["values"]):
@@ -165,7 +165,7 @@ def _value(row: Optional[dict], key: str):
 
 
 def _speed_lines(letters, rows) -> list[str]:
-    from speechbrain_stablequant.report.tables import number
+    from speechbrain_stablequant.core.format import number
 
     found = [("test set", "speed", *letters)]
     for row in rows:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from speechbrain_stablequant.plan import InputPlan, LayerPlan
+from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
 
 __all__ = ["by_unit", "by_width", "input_row", "layer_row"]
 

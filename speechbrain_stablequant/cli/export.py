@@ -46,8 +46,8 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Load, export, verify."""
-    from speechbrain_stablequant.cli.folders import check_output, filled
     from speechbrain_stablequant.cli.output import note, to_json
+    from speechbrain_stablequant.core.files import check_output, filled
     from speechbrain_stablequant.deployment.exporting import (
         find_parts,
         samples,

@@ -225,7 +225,7 @@ def _upload(arguments, folder, destination) -> dict[str, Any]:
 
 def lines(result: dict) -> list[str]:
     """Say what is in the folder, and where it is."""
-    from speechbrain_stablequant.report.tables import align
+    from speechbrain_stablequant.core.format import align
 
     total = sum(result["files"].values())
     rows = [(n, f"{size:,}", "") for n, size in result["files"].items()]

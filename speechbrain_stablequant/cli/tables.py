@@ -78,12 +78,8 @@ def size_lines(files: list[dict]) -> list[str]:
 
 def metric_lines(tests: list[dict]) -> list[str]:
     """Return a row for each metric of each test set."""
+    from speechbrain_stablequant.core.format import decimals, interval, number
     from speechbrain_stablequant.report.rows import speed_of
-    from speechbrain_stablequant.report.tables import (
-        decimals,
-        interval,
-        number,
-    )
 
     rows = [("test set", "metric", "float", "quantized", "change [95 %]")]
     for test in tests:
@@ -101,7 +97,7 @@ def metric_lines(tests: list[dict]) -> list[str]:
 
 def _speed_cells(label: str, old: Optional[float], new: float):
     """Return the measure, its values in both passes, and times as fast."""
-    from speechbrain_stablequant.report.tables import number, times_as_fast
+    from speechbrain_stablequant.core.format import number, times_as_fast
 
     return label, number(old, 4), number(new, 4), times_as_fast(old, new)
 

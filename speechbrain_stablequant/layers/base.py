@@ -13,15 +13,15 @@ from typing import Callable, Optional
 import torch
 from torch import nn
 
-from speechbrain_stablequant.errors import PlanError, nearest
-from speechbrain_stablequant.numerics import (
+from speechbrain_stablequant.core.numerics import (
     Quantized,
     dequantize,
     fake_quantize,
     quantize,
     range_to_scale,
 )
-from speechbrain_stablequant.plan import InputPlan, LayerPlan
+from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
+from speechbrain_stablequant.errors import PlanError, nearest
 
 __all__ = [
     "DequantizedParameter",

@@ -5,15 +5,12 @@ from typing import Optional
 
 from torch import nn
 
+from speechbrain_stablequant.core.numerics import Quantized
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import PlanError, nearest
-from speechbrain_stablequant.layers.base import (
-    QuantizedModule,
-    quantized_class,
-)
+from speechbrain_stablequant.layers.base import QuantizedModule, quantized_class
 from speechbrain_stablequant.layers.rewrites import rewrite_for
 from speechbrain_stablequant.layers.surgery import ModuleState
-from speechbrain_stablequant.numerics import Quantized
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 
 __all__ = [
     "Conversion",
@@ -87,7 +84,7 @@ class Conversion:
     Example
     -------
     >>> import torch
-    >>> from speechbrain_stablequant.plan import QuantizationScheme
+    >>> from speechbrain_stablequant.core.plan import QuantizationScheme
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
     >>> weight = model[0].weight
     >>> with Conversion(model) as conversion:

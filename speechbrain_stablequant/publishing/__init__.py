@@ -1,6 +1,6 @@
 """A folder that a stranger loads in one line, from an experiment."""
 
-from speechbrain_stablequant.lazy import lazy_names
+from speechbrain_stablequant.core.lazy import lazy_names
 
 # Imported when first used: the block of every recipe passes by here.
 _HOMES = {

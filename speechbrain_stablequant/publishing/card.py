@@ -4,7 +4,7 @@ from typing import Any, Optional
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from speechbrain_stablequant.plan import QuantizationPlan
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.publishing.about import About
 from speechbrain_stablequant.publishing.card_sections import (
     METRICS,

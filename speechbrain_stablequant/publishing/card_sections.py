@@ -5,27 +5,27 @@ from collections.abc import Sequence
 from typing import Optional
 
 from speechbrain_stablequant import __version__
-from speechbrain_stablequant.plan import QuantizationPlan
-from speechbrain_stablequant.publishing.about import About
-from speechbrain_stablequant.publishing.check import Check
-from speechbrain_stablequant.publishing.interfaces import Interface
-from speechbrain_stablequant.report.tables import (
+from speechbrain_stablequant.core.format import (
     decimals,
     interval,
     megabytes,
     number,
     times_as_fast,
 )
+from speechbrain_stablequant.core.plan import QuantizationPlan
+from speechbrain_stablequant.publishing.about import About
+from speechbrain_stablequant.publishing.check import Check
+from speechbrain_stablequant.publishing.interfaces import Interface
 
 __all__ = [
     "METRICS",
-    "summary",
-    "results",
-    "how_to_load",
-    "quantization",
     "coverage",
+    "how_to_load",
     "measured_on",
+    "quantization",
     "reproduce",
+    "results",
+    "summary",
 ]
 
 # Names of the hub for metrics of recipes

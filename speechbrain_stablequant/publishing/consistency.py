@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 
 from speechbrain_stablequant.checkpoint import read_header
+from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.experiment import Experiment
-from speechbrain_stablequant.plan import LayerPlan
 
 __all__ = ["require_one_run"]
 

@@ -21,8 +21,8 @@ from huggingface_hub.utils import (
 )
 
 from speechbrain_stablequant import __version__
+from speechbrain_stablequant.core.plan import PLAN_FORMAT
 from speechbrain_stablequant.errors import PublishError, nearest
-from speechbrain_stablequant.plan import PLAN_FORMAT
 from speechbrain_stablequant.publishing.hub_errors import (
     TOKEN_ADVICE,
     explained,

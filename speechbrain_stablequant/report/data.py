@@ -1,17 +1,13 @@
 """What a report holds as plain data, beside the scores of its tests."""
 
-import math
-from typing import Any
-
+from speechbrain_stablequant.core.bit_width import parse_bits
+from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.pipeline import Planned
-from speechbrain_stablequant.plan import LayerPlan
 from speechbrain_stablequant.scoring import Item, Metric
-from speechbrain_stablequant.widths import parse_bits
 
 __all__ = [
     "FLOAT",
     "bits_of",
-    "finite",
     "histogram_rows",
     "item_rows",
     "layer_rows",
@@ -138,20 +134,3 @@ def _sums(items):
     if items is None:
         return None
     return [[item.key, item.errors, item.weight] for item in sorted(items)]
-
-
-def finite(value: Any) -> Any:
-    """Replace nan and infinity, which JSON does not have, by None.
-
-    Example
-    -------
-    >>> finite({"a": [1.0, float("nan")]})
-    {'a': [1.0, None]}
-    """
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -6,23 +6,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+from speechbrain_stablequant.core.bit_width import parse_bits
+from speechbrain_stablequant.core.format import (
+    align,
+    cost_line,
+    decimals,
+    interval,
+    is_number,
+    number,
+)
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.pipeline import Planned
-from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.report.data import (
     FLOAT,
     bits_of,
     layer_rows,
     width,
 )
-from speechbrain_stablequant.report.points import is_number
-from speechbrain_stablequant.report.tables import (
-    align,
-    cost_line,
-    decimals,
-    interval,
-    number,
-)
-from speechbrain_stablequant.widths import parse_bits
 
 __all__ = [
     "bits_by_type",

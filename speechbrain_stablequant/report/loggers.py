@@ -5,7 +5,7 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_stablequant.report.points import is_number
+from speechbrain_stablequant.core.format import is_number
 from speechbrain_stablequant.report.rows import speed_of
 
 __all__ = ["log_results", "logged_values"]

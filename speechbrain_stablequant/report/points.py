@@ -1,23 +1,13 @@
 """Plans as points in a plane of size and metric."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-__all__ = ["Front", "FrontPoint", "is_number", "mark_efficient"]
+from speechbrain_stablequant.core.format import is_number
 
-
-def is_number(value: Optional[float]) -> bool:
-    """Whether a value is known and finite.
-
-    Example
-    -------
-    >>> is_number(0.5), is_number(None), is_number(float("nan"))
-    (True, False, False)
-    """
-    return value is not None and math.isfinite(value)
+__all__ = ["Front", "FrontPoint", "mark_efficient"]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Optional
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_stablequant.core.format import align, finite
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.meter import PassMeasure
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report.data import (
-    finite,
     histogram_rows,
     item_rows,
     layer_rows,
@@ -31,7 +31,6 @@ from speechbrain_stablequant.report.rows import (
     test_rows,
     weights_line,
 )
-from speechbrain_stablequant.report.tables import align
 from speechbrain_stablequant.runtime import RuntimeReport
 from speechbrain_stablequant.scoring import Item, Metric
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Optional
 
-from speechbrain_stablequant.report.tables import (
+from speechbrain_stablequant.core.format import (
     cost_line,
     decimals,
     interval,

@@ -11,15 +11,15 @@ from typing import Callable, NamedTuple, Optional
 
 import torch
 
-from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.numerics import (
+from speechbrain_stablequant.core.numerics import (
     Quantized,
     dequantize,
     integer_dtype,
     quantize,
     quantize_with,
 )
-from speechbrain_stablequant.plan import QuantizationScheme
+from speechbrain_stablequant.core.plan import QuantizationScheme
+from speechbrain_stablequant.errors import StableQuantError
 
 __all__ = ["gptq", "inverse_factor"]
 

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_stablequant import distributed
+from speechbrain_stablequant.core import distributed
+from speechbrain_stablequant.core.numerics import fake_quantize, range_to_scale
+from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
 from speechbrain_stablequant.errors import CalibrationError
 from speechbrain_stablequant.layers import (
     QuantizedConv1d,
@@ -24,8 +26,6 @@ from speechbrain_stablequant.layers import (
     kind_of,
     quantized_class,
 )
-from speechbrain_stablequant.numerics import fake_quantize, range_to_scale
-from speechbrain_stablequant.plan import InputPlan, LayerPlan
 
 __all__ = ["HessianCollector", "why_no_hessian"]
 
@@ -164,7 +164,7 @@ class HessianCollector:
 
     Example
     -------
-    >>> from speechbrain_stablequant.plan import QuantizationScheme
+    >>> from speechbrain_stablequant.core.plan import QuantizationScheme
     >>> layer = nn.Linear(2, 1)
     >>> plan = LayerPlan(QuantizationScheme(bits=4))
     >>> with torch.no_grad(), HessianCollector({"": (layer, plan)}) as seen:

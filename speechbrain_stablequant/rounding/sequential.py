@@ -13,7 +13,9 @@ from typing import Callable, NamedTuple, Optional
 import torch
 from tqdm import tqdm
 
-from speechbrain_stablequant import distributed
+from speechbrain_stablequant.core import distributed
+from speechbrain_stablequant.core.numerics import Quantized
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import CalibrationError, StableQuantError
 from speechbrain_stablequant.layers import (
     Conversion,
@@ -21,8 +23,6 @@ from speechbrain_stablequant.layers import (
     cached_weights,
     quantized_class,
 )
-from speechbrain_stablequant.numerics import Quantized
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.rounding.gptq import gptq
 from speechbrain_stablequant.rounding.hessian import (
     HessianCollector,

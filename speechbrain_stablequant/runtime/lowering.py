@@ -13,6 +13,11 @@ from typing import NamedTuple, Optional
 import torch
 from torch import nn
 
+from speechbrain_stablequant.core.numerics import (
+    Quantized,
+    dequantize,
+    fake_quantize,
+)
 from speechbrain_stablequant.layers import (
     QuantizedClassifier,
     QuantizedEmbedding,
@@ -22,11 +27,6 @@ from speechbrain_stablequant.layers import (
     QuantizedModule,
     QuantizedMultiheadAttention,
     QuantizedRNN,
-)
-from speechbrain_stablequant.numerics import (
-    Quantized,
-    dequantize,
-    fake_quantize,
 )
 
 __all__ = ["Constant", "Lowering", "lowered", "planned_int8"]

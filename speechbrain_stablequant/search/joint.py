@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.scoring import Interval
 from speechbrain_stablequant.search.allocation import Allocator
 from speechbrain_stablequant.search.journal import fingerprint

@@ -7,8 +7,8 @@ from typing import Optional
 import torch
 from tqdm import tqdm
 
-from speechbrain_stablequant import distributed
-from speechbrain_stablequant.plan import LayerPlan
+from speechbrain_stablequant.core import distributed
+from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.scoring import Item
 from speechbrain_stablequant.search.context import SearchContext
 from speechbrain_stablequant.search.distance import OutputDistance

@@ -11,13 +11,10 @@ import statistics
 from dataclasses import dataclass
 from typing import Optional
 
-from speechbrain_stablequant.layers import (
-    Conversion,
-    kind_of,
-    quantized_class,
-)
-from speechbrain_stablequant.packing import packed_num_bytes
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.core.bit_width import parse_bits
+from speechbrain_stablequant.core.packing import packed_num_bytes
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.layers import Conversion, kind_of, quantized_class
 from speechbrain_stablequant.scoring import Interval
 from speechbrain_stablequant.search.context import SearchContext
 from speechbrain_stablequant.search.runner import (
@@ -25,7 +22,6 @@ from speechbrain_stablequant.search.runner import (
     Candidate,
     CandidateRunner,
 )
-from speechbrain_stablequant.widths import parse_bits
 
 __all__ = [
     "LayerOption",

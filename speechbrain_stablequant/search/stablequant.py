@@ -24,8 +24,8 @@ import math
 from typing import Optional
 
 from speechbrain_stablequant.calibration import expected_error
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import CalibrationError
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.scoring import Interval
 from speechbrain_stablequant.search.context import SearchContext, SearchResult
 from speechbrain_stablequant.search.journal import fingerprint

@@ -1,6 +1,6 @@
 """``method: uniform``: one observer for all layers, no search."""
 
-from speechbrain_stablequant.plan import QuantizationPlan
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.search.context import SearchContext, SearchResult
 
 __all__ = ["search_uniform"]

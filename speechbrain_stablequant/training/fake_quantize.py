@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from speechbrain_stablequant.numerics import round_to_levels
+from speechbrain_stablequant.core.numerics import round_to_levels
 
 __all__ = ["fake_quantize_learned", "step_gradient_scale"]
 
@@ -58,7 +58,7 @@ def fake_quantize_learned(
 
     Example
     -------
-    >>> from speechbrain_stablequant.plan import QuantizationScheme
+    >>> from speechbrain_stablequant.core.plan import QuantizationScheme
     >>> x = torch.tensor([0.1, 0.26, 5.0], requires_grad=True)
     >>> log_step = torch.tensor(0.25).log().requires_grad_()
     >>> y = fake_quantize_learned(x, log_step, QuantizationScheme(bits=3))

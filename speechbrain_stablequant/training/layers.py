@@ -13,14 +13,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from speechbrain_stablequant.layers import QuantizedModule, quantized_class
-from speechbrain_stablequant.numerics import (
+from speechbrain_stablequant.core.numerics import (
     Quantized,
     quantize_with,
     row_scales,
     split_groups,
 )
-from speechbrain_stablequant.plan import InputPlan, LayerPlan
+from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
+from speechbrain_stablequant.layers import QuantizedModule, quantized_class
 from speechbrain_stablequant.training.fake_quantize import (
     fake_quantize_learned,
     step_gradient_scale,

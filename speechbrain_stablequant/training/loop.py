@@ -19,13 +19,13 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import (
     CheckpointError,
     KnobError,
     StableQuantError,
 )
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.plan import QuantizationPlan
 from speechbrain_stablequant.roots import roof
 from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.training.checkpoints import (

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.layers import Conversion, LayerWeights
-from speechbrain_stablequant.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.training.layers import (
     make_trainable,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from speechbrain_stablequant import load_quantized
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import CheckpointError
-from speechbrain_stablequant.plan import QuantizationPlan
 from tests.integration import folders, toy
 from tests.integration.conftest import copy_experiment
 

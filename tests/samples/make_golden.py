@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from speechbrain_stablequant import QuantizationPlan, save_quantized
+from speechbrain_stablequant.core.plan import (
+    InputPlan,
+    LayerPlan,
+    QuantizationScheme,
+)
 from speechbrain_stablequant.layers import (
     Conversion,
     QuantizedModule,
     kind_of,
     quantizable_layers,
-)
-from speechbrain_stablequant.plan import (
-    InputPlan,
-    LayerPlan,
-    QuantizationScheme,
 )
 
 INPUT = InputPlan(

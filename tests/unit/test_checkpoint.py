@@ -14,9 +14,9 @@ from speechbrain_stablequant import (
     read_header,
     save_quantized,
 )
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.errors import CheckpointError
 from speechbrain_stablequant.layers import QuantizedModule, quantizable_layers
-from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from tests.samples import make_golden as golden
 
 GOLDEN = golden.Path(golden.__file__).parent / "golden_v1"

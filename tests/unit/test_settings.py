@@ -2,9 +2,9 @@
 
 import pytest
 
+from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.settings import Settings
-from speechbrain_stablequant.widths import parse_bits
 
 GOOD = {
     "W4A8": (4, 8),

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from speechbrain_stablequant.errors import PlanError, StableQuantError
-from speechbrain_stablequant.huggingface import HuBERT
-from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.plan import (
+from speechbrain_stablequant.core.plan import (
     LayerPlan,
     QuantizationPlan,
     QuantizationScheme,
 )
+from speechbrain_stablequant.errors import PlanError, StableQuantError
+from speechbrain_stablequant.huggingface import HuBERT
+from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.storage import (
     PAPER_SCALE_NUM_BYTES,
     estimated_run_time,

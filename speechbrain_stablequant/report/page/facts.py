@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Optional
 
-from speechbrain_stablequant.report.points import is_number
-from speechbrain_stablequant.report.rows import speed_of
-from speechbrain_stablequant.report.tables import (
+from speechbrain_stablequant.core.format import (
     decimals,
+    is_number,
     number,
     times_as_fast,
 )
+from speechbrain_stablequant.report.rows import speed_of
 
 __all__ = [
     "REST",

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from speechbrain_stablequant.core.format import cost_line, megabytes, number
 from speechbrain_stablequant.report.page import facts
 from speechbrain_stablequant.report.page.svg import inline_svg
 from speechbrain_stablequant.report.rows import (
@@ -14,11 +15,6 @@ from speechbrain_stablequant.report.rows import (
     search_lines,
     speed_rows,
     weights_line,
-)
-from speechbrain_stablequant.report.tables import (
-    cost_line,
-    megabytes,
-    number,
 )
 
 __all__ = ["fill_page", "render_page"]

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
     label_names,
     styled,
 )
-from speechbrain_stablequant.widths import parse_bits
 
 __all__ = ["bits_figure"]
 

@@ -14,14 +14,19 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
+from speechbrain_stablequant.core.format import (
+    decimals,
+    interval,
+    is_number,
+    number,
+)
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     power_label,
     save_figure,
     styled,
 )
-from speechbrain_stablequant.report.points import Front, FrontPoint, is_number
-from speechbrain_stablequant.report.tables import decimals, interval, number
+from speechbrain_stablequant.report.points import Front, FrontPoint
 
 __all__ = ["front_figure", "plot_front"]
 

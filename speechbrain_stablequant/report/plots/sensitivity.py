@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
@@ -19,7 +20,6 @@ from speechbrain_stablequant.report.plots.style import (
     save_figure,
     styled,
 )
-from speechbrain_stablequant.widths import parse_bits
 
 __all__ = ["plot_sensitivity", "sensitivity_figure"]
 

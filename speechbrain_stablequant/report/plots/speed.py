@@ -5,13 +5,13 @@ from typing import Optional
 
 from matplotlib.figure import Figure
 
+from speechbrain_stablequant.core.format import times_as_fast
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
     label_names,
     styled,
 )
-from speechbrain_stablequant.report.tables import times_as_fast
 
 __all__ = ["speed_figure"]
 

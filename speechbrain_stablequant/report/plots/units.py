@@ -6,13 +6,13 @@ from typing import Optional
 import numpy as np
 from matplotlib.figure import Figure
 
+from speechbrain_stablequant.core.format import is_number
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
     label_names,
     styled,
 )
-from speechbrain_stablequant.report.points import is_number
 from speechbrain_stablequant.report.rows import cut_text
 
 __all__ = ["units_figure"]

@@ -5,8 +5,8 @@ from typing import Optional
 import numpy as np
 import torch
 
+from speechbrain_stablequant.core.packing import pack_nibbles
 from speechbrain_stablequant.runtime.lowering import Constant
-from speechbrain_stablequant.runtime.openvino.graph import pack_nibbles
 
 __all__ = ["WeightNodes"]
 

@@ -5,11 +5,12 @@ from collections import defaultdict
 import numpy as np
 from torch import nn
 
+from speechbrain_stablequant.core.packing import pack_nibbles
 from speechbrain_stablequant.layers import QuantizedEmbedding, QuantizedModule
 from speechbrain_stablequant.runtime.backend import quantized_layers
 from speechbrain_stablequant.runtime.execution import LayerExecution
 
-__all__ = ["name_weights", "pack_low_bit", "pack_nibbles", "read_execution"]
+__all__ = ["name_weights", "pack_low_bit", "read_execution"]
 
 # Names in a graph begin with the path of the module that was traced.
 _PREFIX = "__module.module"
@@ -229,11 +230,3 @@ def _is_int8(node) -> bool:
     import openvino
 
     return node.get_element_type() == openvino.Type.i8
-
-
-def pack_nibbles(values: np.ndarray) -> np.ndarray:
-    """Pack signed 4-bit values two to a byte, the first in the low half."""
-    flat = values.reshape(-1).view(np.uint8) & 15
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8)

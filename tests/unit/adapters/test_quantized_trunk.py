@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from speechbrain_stablequant import QuantizationPlan, quantize
 from speechbrain_stablequant.adapters import MultiDomainLM
+from speechbrain_stablequant.core.numerics import fake_quantize
+from speechbrain_stablequant.core.plan import QuantizationScheme
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
-from speechbrain_stablequant.numerics import fake_quantize
-from speechbrain_stablequant.plan import QuantizationScheme
 from tests.unit.adapters import models
 
 BITS = ["W8", "W4", "W2", "W8A8", "W4A4"]

@@ -11,8 +11,8 @@ from speechbrain_stablequant.calibration import (
     expected_error,
 )
 from speechbrain_stablequant.calibration.observers import _divergence
+from speechbrain_stablequant.core.plan import QuantizationScheme
 from speechbrain_stablequant.errors import CalibrationError, KnobError
-from speechbrain_stablequant.plan import QuantizationScheme
 
 DATA = {
     "normal": lambda: torch.randn(20_000),

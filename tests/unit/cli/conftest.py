@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from speechbrain_stablequant.cli import main
-from speechbrain_stablequant.plan import (
+from speechbrain_stablequant.core.plan import (
     InputPlan,
     LayerPlan,
     QuantizationPlan,

@@ -4,17 +4,17 @@ import copy
 
 import torch
 
+from speechbrain_stablequant.core.plan import (
+    InputPlan,
+    LayerPlan,
+    QuantizationScheme,
+)
 from speechbrain_stablequant.layers import (
     Conversion,
     QuantizedModule,
     cached_weights,
     kind_of,
     quantizable_layers,
-)
-from speechbrain_stablequant.plan import (
-    InputPlan,
-    LayerPlan,
-    QuantizationScheme,
 )
 
 INPUT = InputPlan(QuantizationScheme(8, granularity="per_tensor"), -4.0, 4.0)

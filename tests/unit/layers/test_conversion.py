@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import nn
 
+from speechbrain_stablequant.core.plan import (
+    LayerPlan,
+    QuantizationPlan,
+    QuantizationScheme,
+)
 from speechbrain_stablequant.errors import PlanError
 from speechbrain_stablequant.layers import (
     Conversion,
     QuantizedModule,
     quantized_class,
     register,
-)
-from speechbrain_stablequant.plan import (
-    LayerPlan,
-    QuantizationPlan,
-    QuantizationScheme,
 )
 from tests.unit.layers import helpers
 

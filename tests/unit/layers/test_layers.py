@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.layers import kind_of, quantized_class
-from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from tests.unit.layers import helpers
 
 X = torch.linspace(-3, 3, 2 * 16 * 12).reshape(2, 16, 12).sin() * 3

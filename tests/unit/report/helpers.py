@@ -3,14 +3,14 @@
 import torch
 
 from speechbrain_stablequant.calibration import ActivationHistogram
-from speechbrain_stablequant.coverage import Coverage, ParameterCoverage
-from speechbrain_stablequant.pipeline import Planned
-from speechbrain_stablequant.plan import (
+from speechbrain_stablequant.core.plan import (
     InputPlan,
     LayerPlan,
     QuantizationPlan,
     QuantizationScheme,
 )
+from speechbrain_stablequant.coverage import Coverage, ParameterCoverage
+from speechbrain_stablequant.pipeline import Planned
 
 NAN = float("nan")
 # name, kind, bytes in float, plan

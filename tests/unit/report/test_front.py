@@ -8,14 +8,14 @@ import sys
 import pytest
 from torch import nn
 
-from speechbrain_stablequant.coverage import cover
-from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.pipeline import Planned
-from speechbrain_stablequant.plan import (
+from speechbrain_stablequant.core.plan import (
     LayerPlan,
     QuantizationPlan,
     QuantizationScheme,
 )
+from speechbrain_stablequant.coverage import cover
+from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report import Report, front
 from speechbrain_stablequant.report.points import FrontPoint, mark_efficient
 from speechbrain_stablequant.settings import Settings

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.numerics import (
+from speechbrain_stablequant.core.numerics import (
     Quantized,
     dequantize,
     quantize,
     quantize_with,
 )
-from speechbrain_stablequant.plan import QuantizationScheme
+from speechbrain_stablequant.core.plan import QuantizationScheme
+from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.rounding import gptq
 from speechbrain_stablequant.rounding.gptq import inverse_factor
 

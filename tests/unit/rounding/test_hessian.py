@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from speechbrain.nnet.attention import RelPosMHAXL
 from torch import nn
 
-from speechbrain_stablequant.errors import CalibrationError
-from speechbrain_stablequant.layers import Conversion, quantized_class
-from speechbrain_stablequant.plan import (
+from speechbrain_stablequant.core.plan import (
     InputPlan,
     LayerPlan,
     QuantizationScheme,
 )
+from speechbrain_stablequant.errors import CalibrationError
+from speechbrain_stablequant.layers import Conversion, quantized_class
 from speechbrain_stablequant.rounding import HessianCollector, why_no_hessian
 from speechbrain_stablequant.rounding import hessian as hessian_module
 from tests.unit.layers.helpers import AFFINE_INPUT, INPUT, fake_input

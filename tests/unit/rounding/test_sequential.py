@@ -13,15 +13,15 @@ from speechbrain_stablequant import (
     quantize,
     save_quantized,
 )
+from speechbrain_stablequant.core.numerics import quantize as quantize_rows
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.errors import (
     CalibrationError,
     KnobError,
     PlanError,
 )
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
-from speechbrain_stablequant.numerics import quantize as quantize_rows
 from speechbrain_stablequant.pipeline import make_plan
-from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.rounding import ROUNDINGS, round_weights
 from speechbrain_stablequant.settings import ROUNDINGS as CHOICES
 from speechbrain_stablequant.settings import Settings

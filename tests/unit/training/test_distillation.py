@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.layers import Conversion, quantizable_layers
-from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.training import TrainingSettings
 from speechbrain_stablequant.training.distillation import (
     Teacher,

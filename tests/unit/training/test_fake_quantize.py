@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from speechbrain_stablequant.numerics import quantize_with
-from speechbrain_stablequant.plan import QuantizationScheme
+from speechbrain_stablequant.core.numerics import quantize_with
+from speechbrain_stablequant.core.plan import QuantizationScheme
 from speechbrain_stablequant.training.fake_quantize import (
     fake_quantize_learned,
     step_gradient_scale,

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from speechbrain_stablequant.layers import (
-    Conversion,
-    QuantizedModule,
-    quantizable_layers,
-)
-from speechbrain_stablequant.plan import (
+from speechbrain_stablequant.core.plan import (
     InputPlan,
     LayerPlan,
     QuantizationPlan,
     QuantizationScheme,
+)
+from speechbrain_stablequant.layers import (
+    Conversion,
+    QuantizedModule,
+    quantizable_layers,
 )
 from speechbrain_stablequant.training.layers import (
     TrainableLayer,

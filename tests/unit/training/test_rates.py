@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.training import TrainingSettings
 from speechbrain_stablequant.training.layers import (
     make_trainable,

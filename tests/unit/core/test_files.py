@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechbrain_stablequant.cli.folders import check_output, filled
+from speechbrain_stablequant.core.files import check_output, filled
 from speechbrain_stablequant.errors import OutputError
 
 

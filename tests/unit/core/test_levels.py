@@ -15,14 +15,14 @@ from speechbrain_stablequant import (
     quantize,
     save_quantized,
 )
+from speechbrain_stablequant.core.packing import packed_num_bytes
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.errors import CheckpointError
 from speechbrain_stablequant.layers import (
     Conversion,
     kind_of,
     quantizable_layers,
 )
-from speechbrain_stablequant.packing import packed_num_bytes
-from speechbrain_stablequant.plan import LayerPlan, QuantizationScheme
 from tests.samples import make_golden as golden
 
 LAYERS = {**golden.LAYERS, "linear": golden.linear}

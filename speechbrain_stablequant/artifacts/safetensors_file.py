@@ -1,12 +1,9 @@
-"""Write a safetensors file: the same bytes each time, all of them or none."""
+"""The header of a safetensors file, in a fixed order."""
 
 import json
-import os
 import struct
-import tempfile
-from pathlib import Path
 
-__all__ = ["order_header", "write_atomically"]
+__all__ = ["order_header"]
 
 
 def order_header(data: bytes) -> bytes:
@@ -42,21 +39,3 @@ def order_header(data: bytes) -> bytes:
     ordered = text.encode()
     ordered += b" " * (-len(ordered) % 8)  # tensors start aligned
     return struct.pack("<Q", len(ordered)) + ordered + data[8 + length :]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under another name and move it into place at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}."
-    )
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

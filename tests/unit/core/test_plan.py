@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from speechbrain_stablequant.errors import PlanError
-from speechbrain_stablequant.plan import (
+from speechbrain_stablequant.core.plan import (
     InputPlan,
     LayerPlan,
     QuantizationPlan,
     QuantizationScheme,
 )
+from speechbrain_stablequant.errors import PlanError
 
 TENSOR = QuantizationScheme(4, False, False, "per_tensor", narrow_range=False)
 PLAN = QuantizationPlan(

@@ -13,23 +13,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from speechbrain_stablequant.core.scheme import (
+    GRANULARITIES,
+    QuantizationScheme,
+)
 from speechbrain_stablequant.errors import PlanError, nearest
-from speechbrain_stablequant.schemes import GRANULARITIES, QuantizationScheme
 
 __all__ = [
-    "QuantizationScheme",
-    "InputPlan",
-    "LayerPlan",
-    "QuantizationPlan",
     "GRANULARITIES",
     "ROUNDINGS",
     "WEIGHT_OBSERVERS",
+    "InputPlan",
+    "LayerPlan",
+    "QuantizationPlan",
+    "QuantizationScheme",
 ]
 
 WEIGHT_OBSERVERS = ("max", "mse", "percentile")
 ROUNDINGS = ("nearest", "gptq", "trained")
 PLAN_VERSION = 1
-PLAN_FORMAT = "speechbrain_stablequant.plan"
+PLAN_FORMAT = "speechbrain_stablequant.core.plan"
 _LARGEST = 3.4e38  # scales are float32
 
 

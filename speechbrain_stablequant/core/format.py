@@ -1,15 +1,16 @@
 """Small helpers for tables in plain text."""
 
+import math
 from collections.abc import Sequence
-from typing import Optional
-
-from speechbrain_stablequant.report.points import is_number
+from typing import Any, Optional
 
 __all__ = [
     "align",
     "cost_line",
     "decimals",
+    "finite",
     "interval",
+    "is_number",
     "megabytes",
     "number",
     "times_as_fast",
@@ -154,3 +155,31 @@ def cost_line(cost: dict) -> str:
     if cost["resumed"]:
         line += f"; {cost['resumed']} resumed"
     return line
+
+
+def finite(value: Any) -> Any:
+    """Replace nan and infinity, which JSON does not have, by None.
+
+    Example
+    -------
+    >>> finite({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def is_number(value: Optional[float]) -> bool:
+    """Whether a value is known and finite.
+
+    Example
+    -------
+    >>> is_number(0.5), is_number(None), is_number(float("nan"))
+    (True, False, False)
+    """
+    return value is not None and math.isfinite(value)

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechbrain_stablequant.packing import (
+from speechbrain_stablequant.core.packing import (
     pack,
     packed_num_bytes,
     packed_words,
     unpack,
 )
-from speechbrain_stablequant.plan import QuantizationScheme
+from speechbrain_stablequant.core.plan import QuantizationScheme
 
 
 def scheme_of(bits, signed, symmetric=False):

@@ -16,10 +16,11 @@ from typing import Union
 import numpy as np
 import torch
 
-from speechbrain_stablequant.plan import QuantizationScheme
+from speechbrain_stablequant.core.plan import QuantizationScheme
 
 __all__ = [
     "pack",
+    "pack_nibbles",
     "packed_num_bytes",
     "packed_words",
     "scale_num_bytes",
@@ -234,3 +235,11 @@ def _ternary_codes(stream: np.ndarray) -> np.ndarray:
         )
     every = np.arange(_TERNARY_CODES)[:, None] // _PLACES % 3
     return every.astype(np.uint8)[stream].reshape(len(stream), -1)
+
+
+def pack_nibbles(values: np.ndarray) -> np.ndarray:
+    """Pack signed 4-bit values two to a byte, the first in the low half."""
+    flat = values.reshape(-1).view(np.uint8) & 15
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8)

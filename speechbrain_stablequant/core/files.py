@@ -1,6 +1,7 @@
-"""Folders that a command fills: all of it, or nothing."""
+"""Write a safetensors file: the same bytes each time, all of them or none."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,25 @@ from typing import Optional, Union
 
 from speechbrain_stablequant.errors import OutputError
 
-__all__ = ["check_output", "filled"]
+__all__ = ["check_output", "filled", "write_atomically"]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under another name and move it into place at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}."
+    )
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def check_output(

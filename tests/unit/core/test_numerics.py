@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.numerics import (
+from speechbrain_stablequant.core.numerics import (
     dequantize,
     fake_quantize,
     integer_dtype,
@@ -18,7 +17,8 @@ from speechbrain_stablequant.numerics import (
     range_to_scale,
     round_to_levels,
 )
-from speechbrain_stablequant.plan import QuantizationScheme
+from speechbrain_stablequant.core.plan import QuantizationScheme
+from speechbrain_stablequant.errors import StableQuantError
 
 GRANULARITIES = [("per_tensor", None), ("per_channel", None), ("per_group", 3)]
 SCHEMES = [

@@ -14,8 +14,8 @@ from typing import NamedTuple, Optional
 
 import torch
 
+from speechbrain_stablequant.core.plan import QuantizationScheme
 from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.plan import QuantizationScheme
 
 __all__ = [
     "Quantized",
