@@ -13,6 +13,7 @@ from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from torch import nn
 
 from speechbrain_stablequant.errors import FloatModelError, nearest
+from speechbrain_stablequant.layers.modules import roof
 from speechbrain_stablequant.publishing.nodes import (
     Definitions,
     Selection,
@@ -21,7 +22,6 @@ from speechbrain_stablequant.publishing.nodes import (
     inline,
     plain,
 )
-from speechbrain_stablequant.roots import roof
 
 __all__ = ["FloatModel", "load_float_model", "origin"]
 

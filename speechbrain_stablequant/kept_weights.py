@@ -13,14 +13,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, nearest
-from speechbrain_stablequant.layers.surgery import ModuleState
+from speechbrain_stablequant.layers.module_state import unchanged
 
 __all__ = [
     "checkpoint_keys",
@@ -28,7 +27,6 @@ __all__ = [
     "held_modules",
     "kept_weights",
     "noted_keys",
-    "unchanged",
 ]
 
 logger = get_logger(__name__)
@@ -200,31 +198,3 @@ def held_modules(brain) -> list[nn.Module]:
     checkpointer = brain.checkpointer
     held = [] if checkpointer is None else checkpointer.recoverables.values()
     return [brain.modules, *(obj for obj in held if isinstance(obj, nn.Module))]
-
-
-@contextlib.contextmanager
-def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Bring modules back as they were: values, attributes, identities."""
-    parts = {part: None for module in modules for part in module.modules()}
-    states = [ModuleState(part) for part in parts]
-    values, containers = {}, {}
-    for part in parts:
-        own = [*part._parameters.values(), *part._buffers.values()]
-        for value in (*own, *vars(part).values()):
-            if isinstance(value, torch.Tensor):
-                values[id(value)] = (value, value.detach().clone())
-        # Statistics of the toolkit's normalization are kept in dictionaries.
-        for key, value in vars(part).items():
-            if isinstance(value, dict) and not key.startswith("_"):
-                containers[id(value)] = (value, dict(value))
-    try:
-        yield
-    finally:
-        for state in states:
-            state.apply()
-        with torch.no_grad():
-            for tensor, value in values.values():
-                tensor.copy_(value)
-        for container, content in containers.values():
-            container.clear()
-            container.update(content)

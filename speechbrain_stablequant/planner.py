@@ -10,8 +10,9 @@ from torch import nn
 
 from speechbrain_stablequant.brain import BrainEvaluator
 from speechbrain_stablequant.guard import guarded
-from speechbrain_stablequant.kept_weights import held_modules, unchanged
+from speechbrain_stablequant.kept_weights import held_modules
 from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.layers.module_state import unchanged
 from speechbrain_stablequant.pipeline import Planned, make_plan
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings

@@ -20,18 +20,14 @@ from speechbrain_stablequant.kept_weights import (
     kept_weights,
 )
 from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.layers.modules import find_module, roof
 from speechbrain_stablequant.meter import measured_pass
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.planner import Planner, shows_progress
 from speechbrain_stablequant.pretrained import watch_pretrainer
 from speechbrain_stablequant.publishing.at_exit import make_publisher
 from speechbrain_stablequant.report import Report, TestResult
-from speechbrain_stablequant.roots import find_module, roof
-from speechbrain_stablequant.runtime import (
-    make_backend,
-    require_cpu,
-    running,
-)
+from speechbrain_stablequant.runtime import make_backend, require_cpu, running
 from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.validation import (

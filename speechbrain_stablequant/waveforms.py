@@ -12,7 +12,7 @@ from speechbrain.dataio.dataio import load_data_csv, load_data_json, read_audio
 from torch import nn
 
 from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
-from speechbrain_stablequant.roots import evaluating
+from speechbrain_stablequant.layers.modules import evaluating
 
 __all__ = ["WaveformBatch", "WaveformBatches"]
 

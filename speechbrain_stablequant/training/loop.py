@@ -26,7 +26,7 @@ from speechbrain_stablequant.errors import (
     StableQuantError,
 )
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.roots import roof
+from speechbrain_stablequant.layers.modules import roof
 from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.training.checkpoints import (
     TrainingProgress,

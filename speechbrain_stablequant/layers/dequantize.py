@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.layers.surgery import ModuleState
+from speechbrain_stablequant.layers.module_state import ModuleState
 
 __all__ = ["in_float"]
 

@@ -1,10 +1,13 @@
 """In-place changes of modules that can be taken back bit for bit."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["ModuleState"]
+__all__ = ["ModuleState", "unchanged"]
 
 # What conversion may change. Other hooks, and a ``forward`` set on the instance
 # (the search's prefix cache), belong to whoever put them there.
@@ -58,3 +61,31 @@ class ModuleState:
         for key, value in self.attributes.items():
             current[key] = value.copy() if key in _REGISTRIES else value
         current.update(kept)
+
+
+@contextlib.contextmanager
+def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Bring modules back as they were: values, attributes, identities."""
+    parts = {part: None for module in modules for part in module.modules()}
+    states = [ModuleState(part) for part in parts]
+    values, containers = {}, {}
+    for part in parts:
+        own = [*part._parameters.values(), *part._buffers.values()]
+        for value in (*own, *vars(part).values()):
+            if isinstance(value, torch.Tensor):
+                values[id(value)] = (value, value.detach().clone())
+        # Statistics of the toolkit's normalization are kept in dictionaries.
+        for key, value in vars(part).items():
+            if isinstance(value, dict) and not key.startswith("_"):
+                containers[id(value)] = (value, dict(value))
+    try:
+        yield
+    finally:
+        for state in states:
+            state.apply()
+        with torch.no_grad():
+            for tensor, value in values.values():
+                tensor.copy_(value)
+        for container, content in containers.values():
+            container.clear()
+            container.update(content)

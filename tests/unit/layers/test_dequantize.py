@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.deployment.dequantize import in_float
 from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.layers.dequantize import in_float
 
 
 def _cases():
