@@ -12,7 +12,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain_stablequant import quantize
 from speechbrain_stablequant.adapters import MultiDomainLM, added_parameters
 from speechbrain_stablequant.layers.base import cached_weights
-from speechbrain_stablequant.perplexity import PerplexityStats
+from speechbrain_stablequant.metrics.perplexity import PerplexityStats
 
 __all__ = ["Model", "evaluate", "load_sentences"]
 

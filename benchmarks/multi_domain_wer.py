@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.multi_domain_models import Model, load_sentences
 from speechbrain_stablequant.adapters import TransformerLMScorerWithCache
+from speechbrain_stablequant.metrics.metric import Metric, items_of
 from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.scoring import Metric, items_of
 
 ASR = Path(__file__).resolve().parents[1] / "recipes" / "MultiDomainLM" / "ASR"
 REFERENCE = "scratch"

@@ -23,8 +23,8 @@ import sys
 import time
 from pathlib import Path
 
+from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.scoring import Item, Metric
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
 
 from speechbrain_stablequant.errors import KnobError, nearest
 from speechbrain_stablequant.kept_weights import noted_keys
-from speechbrain_stablequant.scoring import Evaluator, Item, Metric, items_of
+from speechbrain_stablequant.metrics.evaluator import Evaluator
+from speechbrain_stablequant.metrics.metric import Item, Metric, items_of
 
 __all__ = [
     "BrainEvaluator",

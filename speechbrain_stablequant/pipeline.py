@@ -23,8 +23,8 @@ from speechbrain_stablequant.layers import (
     LayerWeights,
     quantizable_layers,
 )
+from speechbrain_stablequant.metrics.evaluator import Evaluator
 from speechbrain_stablequant.rounding import UNREACHED, Rounded, round_weights
-from speechbrain_stablequant.scoring import Evaluator
 from speechbrain_stablequant.search import (
     METHODS,
     Journal,

@@ -21,7 +21,7 @@ from speechbrain_stablequant.kept_weights import (
 )
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.modules import find_module, roof
-from speechbrain_stablequant.meter import measured_pass
+from speechbrain_stablequant.metrics.pass_measure import measured_pass
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.planner import Planner, shows_progress
 from speechbrain_stablequant.pretrained import watch_pretrainer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_stablequant.scoring import Item, Metric
+from speechbrain_stablequant.metrics.metric import Item, Metric
 
 logger = get_logger(__name__)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.metrics.verification.trials import canonical_id
 from speechbrain_stablequant.publishing.clean import run_clean
 from speechbrain_stablequant.publishing.departures import score_normalization
 from speechbrain_stablequant.publishing.examples import (
@@ -17,7 +18,6 @@ from speechbrain_stablequant.publishing.examples import (
 )
 from speechbrain_stablequant.publishing.interfaces import Interface
 from speechbrain_stablequant.publishing.recipe import Recipe
-from speechbrain_stablequant.verification.trials import canonical_id
 
 __all__ = ["Check", "check_folder"]
 

@@ -9,7 +9,8 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.core.format import align, finite
 from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.meter import PassMeasure
+from speechbrain_stablequant.metrics.metric import Item, Metric
+from speechbrain_stablequant.metrics.pass_measure import PassMeasure
 from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report.data import (
     histogram_rows,
@@ -32,7 +33,6 @@ from speechbrain_stablequant.report.rows import (
     weights_line,
 )
 from speechbrain_stablequant.runtime import RuntimeReport
-from speechbrain_stablequant.scoring import Item, Metric
 
 __all__ = ["Report", "TestResult"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
-from speechbrain_stablequant.scoring import Interval
+from speechbrain_stablequant.metrics.metric import Interval
 from speechbrain_stablequant.search.allocation import Allocator
 from speechbrain_stablequant.search.journal import fingerprint
 from speechbrain_stablequant.search.runner import (

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from speechbrain_stablequant.scoring import Item
+from speechbrain_stablequant.metrics.metric import Item
 
 __all__ = ["Journal", "fingerprint", "weights_digest"]
 

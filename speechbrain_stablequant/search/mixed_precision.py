@@ -26,7 +26,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import CalibrationError, KnobError
-from speechbrain_stablequant.scoring import Metric
+from speechbrain_stablequant.metrics.metric import Metric
 from speechbrain_stablequant.search.allocation import Allocator, Option
 from speechbrain_stablequant.search.context import SearchContext, SearchResult
 from speechbrain_stablequant.search.joint import Joint, JointPlans

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from speechbrain_stablequant.core import distributed
 from speechbrain_stablequant.core.plan import LayerPlan
-from speechbrain_stablequant.scoring import Item
+from speechbrain_stablequant.metrics.metric import Item
 from speechbrain_stablequant.search.context import SearchContext
 from speechbrain_stablequant.search.distance import OutputDistance
 from speechbrain_stablequant.search.prefix import PrefixCache

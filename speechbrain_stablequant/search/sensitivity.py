@@ -15,7 +15,7 @@ from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.packing import packed_num_bytes
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.layers import Conversion, kind_of, quantized_class
-from speechbrain_stablequant.scoring import Interval
+from speechbrain_stablequant.metrics.metric import Interval
 from speechbrain_stablequant.search.context import SearchContext
 from speechbrain_stablequant.search.runner import (
     FLOAT,

@@ -26,7 +26,7 @@ from typing import Optional
 from speechbrain_stablequant.calibration import expected_error
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import CalibrationError
-from speechbrain_stablequant.scoring import Interval
+from speechbrain_stablequant.metrics.metric import Interval
 from speechbrain_stablequant.search.context import SearchContext, SearchResult
 from speechbrain_stablequant.search.journal import fingerprint
 from speechbrain_stablequant.search.runner import (

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from speechbrain.utils.train_logger import TensorboardLogger
 
+from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.report import write_page
 from speechbrain_stablequant.report.page import pictures
-from speechbrain_stablequant.scoring import Item, Metric
 from tests.integration import folders, tiny_brain, toy
 
 QUICK = "search_utterances: 6, calibration_utterances: 6"

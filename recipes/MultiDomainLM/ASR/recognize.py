@@ -24,7 +24,11 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 from train_ctc import encode
 
-from speechbrain_stablequant.scoring import Metric, items_of, paired_bootstrap
+from speechbrain_stablequant.metrics.metric import (
+    Metric,
+    items_of,
+    paired_bootstrap,
+)
 
 logger = get_logger(__name__)
 

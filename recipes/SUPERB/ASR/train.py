@@ -20,7 +20,7 @@ from hyperpyyaml import load_hyperpyyaml
 from reporting import report_result
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from speechbrain_stablequant.scoring import items_of
+from speechbrain_stablequant.metrics.metric import items_of
 
 
 class ASR(sb.Brain):

@@ -22,13 +22,9 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from tqdm import tqdm
 from voxceleb_prepare import find_test_utterances
 
-from speechbrain_stablequant import (
-    accelerate,
-    read_header,
-    runtime_report,
-)
+from speechbrain_stablequant import accelerate, read_header, runtime_report
 from speechbrain_stablequant.errors import CheckpointError
-from speechbrain_stablequant.verification import VerificationStats
+from speechbrain_stablequant.metrics.verification import VerificationStats
 
 logger = get_logger(__name__)
 

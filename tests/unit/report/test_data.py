@@ -9,13 +9,17 @@ from speechbrain.utils.metric_stats import MetricStats
 
 from speechbrain_stablequant.brain import find_metrics
 from speechbrain_stablequant.calibration import ActivationHistogram
+from speechbrain_stablequant.metrics.metric import (
+    Item,
+    Metric,
+    paired_bootstrap,
+)
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.report.data import (
     histogram_rows,
     item_rows,
     layer_rows,
 )
-from speechbrain_stablequant.scoring import Item, Metric, paired_bootstrap
 from tests.unit.report.helpers import planned, search_report, with_statistics
 
 NAN = float("nan")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from speechbrain_stablequant.scoring import Item
+from speechbrain_stablequant.metrics.metric import Item
 from speechbrain_stablequant.search import (
     Journal,
     fingerprint,
@@ -86,9 +86,7 @@ def test_layers_outside_lists_are_units_by_themselves():
 
 
 def test_transformer_layers_are_units():
-    from speechbrain.lobes.models.transformer.TransformerLM import (
-        TransformerLM,
-    )
+    from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
     from speechbrain_stablequant.layers import quantizable_layers
 

@@ -14,7 +14,7 @@ import torch
 from speechbrain.utils.metric_stats import MetricStats
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
-from speechbrain_stablequant.scoring import (
+from speechbrain_stablequant.metrics.metric import (
     Interval,
     Item,
     Metric,

@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-from speechbrain_stablequant.perplexity import PerplexityMetric, PerplexityStats
-from speechbrain_stablequant.scoring import Item
+from speechbrain_stablequant.metrics.metric import Item
+from speechbrain_stablequant.metrics.perplexity import (
+    PerplexityMetric,
+    PerplexityStats,
+)
 
 VOCAB = 11
 

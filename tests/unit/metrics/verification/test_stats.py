@@ -8,9 +8,15 @@ import torch
 from speechbrain.utils.metric_stats import EER, MetricStats, minDCF
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-from speechbrain_stablequant.verification import Trials, VerificationStats
-from speechbrain_stablequant.verification.trials import canonical_id, read_ids
-from tests.unit.verification.helpers import all_trials, embeddings
+from speechbrain_stablequant.metrics.verification import (
+    Trials,
+    VerificationStats,
+)
+from speechbrain_stablequant.metrics.verification.trials import (
+    canonical_id,
+    read_ids,
+)
+from tests.unit.metrics.verification.helpers import all_trials, embeddings
 
 ROWS = [(1, "a/1.wav", "a/2.wav"), (0, "a/1.wav", "b/1.wav")]
 LINES = "".join(" ".join(map(str, row)) + "\n" for row in ROWS)

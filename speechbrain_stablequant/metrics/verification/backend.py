@@ -5,12 +5,8 @@ from typing import Optional
 
 import numpy as np
 
-from speechbrain_stablequant.errors import (
-    KnobError,
-    StableQuantError,
-    nearest,
-)
-from speechbrain_stablequant.verification.normalization import (
+from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.metrics.verification.normalization import (
     NORMALIZATIONS,
     CohortStatistics,
     cohort_statistics,
@@ -18,7 +14,7 @@ from speechbrain_stablequant.verification.normalization import (
     normalized,
     unit_rows,
 )
-from speechbrain_stablequant.verification.trials import Pairs, Trials
+from speechbrain_stablequant.metrics.verification.trials import Pairs, Trials
 
 __all__ = ["CosineBackend", "check_score_norm"]
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-from speechbrain_stablequant.verification import (
+from speechbrain_stablequant.metrics.verification import (
     CosineBackend,
     Trials,
     VerificationStats,
 )
-from speechbrain_stablequant.verification.normalization import (
+from speechbrain_stablequant.metrics.verification.normalization import (
     cohort_statistics,
     unit_rows,
 )
-from tests.unit.verification.helpers import all_trials, embeddings
+from tests.unit.metrics.verification.helpers import all_trials, embeddings
 
 COHORT = embeddings(speakers=15, utterances=2, seed=7)
 COHORT = {"c" + key: value for key, value in COHORT.items()}

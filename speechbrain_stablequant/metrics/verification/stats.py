@@ -8,17 +8,17 @@ import torch
 from speechbrain.utils.metric_stats import MetricStats
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
-from speechbrain_stablequant.scoring import Item, Metric
-from speechbrain_stablequant.verification.backend import (
+from speechbrain_stablequant.metrics.metric import Item, Metric
+from speechbrain_stablequant.metrics.verification.backend import (
     CosineBackend,
     check_score_norm,
 )
-from speechbrain_stablequant.verification.metric import (
+from speechbrain_stablequant.metrics.verification.metric import (
     VerificationMetric,
     embedding_item,
 )
-from speechbrain_stablequant.verification.rates import eer, min_dcf
-from speechbrain_stablequant.verification.trials import (
+from speechbrain_stablequant.metrics.verification.rates import eer, min_dcf
+from speechbrain_stablequant.metrics.verification.trials import (
     Pairs,
     Trials,
     canonical_id,

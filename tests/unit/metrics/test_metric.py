@@ -6,7 +6,7 @@ import pytest
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.scoring import (
+from speechbrain_stablequant.metrics.metric import (
     Item,
     Metric,
     items_of,

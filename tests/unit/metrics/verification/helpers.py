@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from speechbrain_stablequant.verification import (
+from speechbrain_stablequant.metrics.verification import (
     CosineBackend,
     Trials,
     VerificationMetric,
 )
-from speechbrain_stablequant.verification.metric import embedding_item
+from speechbrain_stablequant.metrics.verification.metric import embedding_item
 
 
 def embeddings(speakers=20, utterances=4, seed=0, dim=16, uneven=False):

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-from speechbrain_stablequant.scoring import (
+from speechbrain_stablequant.metrics.metric import (
     Interval,
     Item,
     Metric,
     RateInterval,
 )
-from speechbrain_stablequant.verification import (
+from speechbrain_stablequant.metrics.verification import (
     CosineBackend,
     Trials,
     VerificationMetric,
     eer,
     min_dcf,
 )
-from speechbrain_stablequant.verification.metric import embedding_item
-from speechbrain_stablequant.verification.rates import SortedTrials
-from tests.unit.verification.helpers import (
+from speechbrain_stablequant.metrics.verification.metric import embedding_item
+from speechbrain_stablequant.metrics.verification.rates import SortedTrials
+from tests.unit.metrics.verification.helpers import (
     all_trials,
     embeddings,
     items_of,
@@ -171,7 +171,7 @@ def test_pieces_of_the_bootstrap_do_not_show(monkeypatch):
     before, after = items_of(vectors), items_of(shaken(vectors, 1.0))
     whole = metric.compare(before, after, samples=40)
     monkeypatch.setattr(
-        "speechbrain_stablequant.verification.metric._ELEMENTS", 1
+        "speechbrain_stablequant.metrics.verification.metric._ELEMENTS", 1
     )
     assert metric.compare(before, after, samples=40) == whole
 

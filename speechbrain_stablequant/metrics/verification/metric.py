@@ -9,15 +9,18 @@ from typing import Optional
 import numpy as np
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
-from speechbrain_stablequant.scoring import (
+from speechbrain_stablequant.metrics.metric import (
     Interval,
     Item,
     Metric,
     RateInterval,
 )
-from speechbrain_stablequant.verification.backend import CosineBackend
-from speechbrain_stablequant.verification.rates import SortedTrials
-from speechbrain_stablequant.verification.trials import Pairs, canonical_id
+from speechbrain_stablequant.metrics.verification.backend import CosineBackend
+from speechbrain_stablequant.metrics.verification.rates import SortedTrials
+from speechbrain_stablequant.metrics.verification.trials import (
+    Pairs,
+    canonical_id,
+)
 
 __all__ = ["VerificationMetric", "embedding_item"]
 
@@ -81,7 +84,7 @@ class VerificationMetric(Metric):
 
     Example
     -------
-    >>> from speechbrain_stablequant.verification.trials import Trials
+    >>> from speechbrain_stablequant.metrics.verification.trials import Trials
     >>> trials = Trials([(1, "a/1", "a/2"), (0, "a/1", "b/1")])
     >>> metric = VerificationMetric.of("EER", CosineBackend(trials))
     >>> vectors = {"a/1": [1, 0], "a/2": [1, 0.1], "b/1": [0, 1]}

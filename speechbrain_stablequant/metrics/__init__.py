@@ -1,0 +1,1 @@
+"""What a score is, and how far to trust it: sums, intervals, error rates."""
