@@ -21,11 +21,11 @@ _HOMES = {
     "WaveformBatches": "waveforms",
     "accelerate": "runtime",
     "decelerate": "runtime",
-    "load_quantized": "checkpoint",
+    "load_quantized": "artifacts.checkpoint",
     "quantize": "api",
-    "read_header": "checkpoint",
+    "read_header": "artifacts.checkpoint_reader",
     "runtime_report": "runtime",
-    "save_quantized": "checkpoint",
+    "save_quantized": "artifacts.checkpoint",
 }
 
 __all__ = [*_HOMES]

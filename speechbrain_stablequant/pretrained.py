@@ -12,9 +12,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
+from speechbrain_stablequant.artifacts.run_checkpoints import (
+    export_checkpoints,
+    save_plan,
+)
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
-from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.modules import evaluating, roof
 from speechbrain_stablequant.metrics.evaluator import DistanceEvaluator

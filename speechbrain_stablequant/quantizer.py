@@ -10,9 +10,12 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
+from speechbrain_stablequant.artifacts.run_checkpoints import (
+    export_checkpoints,
+    save_plan,
+)
 from speechbrain_stablequant.brain import attach, find_metrics
 from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
-from speechbrain_stablequant.export import export_checkpoints, save_plan
 from speechbrain_stablequant.guard import guarded, noted_start, test_name
 from speechbrain_stablequant.kept_weights import (
     checkpoint_keys,

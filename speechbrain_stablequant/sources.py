@@ -8,16 +8,19 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Optional
 
-from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
-from speechbrain_stablequant.errors import SourceError
-from speechbrain_stablequant.experiment import (
+from speechbrain_stablequant.artifacts.experiment import (
     Experiment,
+    is_published,
     is_quantized,
+)
+from speechbrain_stablequant.artifacts.report_schema import (
     read_coverage,
     read_report,
 )
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.errors import SourceError
 
-__all__ = ["Source", "fetch", "is_published", "read_source"]
+__all__ = ["Source", "fetch", "read_source"]
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*\Z")
 _HUB_FILES = ("hyperparams.yaml", "plan.json", "report.json", "*.ckpt")
@@ -123,13 +126,6 @@ def fetch(name: str) -> Path:
 
 
 # -- folders -----------------------------------------------------------------
-
-
-def is_published(folder: Path) -> bool:
-    """Whether a folder is one that stock SpeechBrain loads, quantized."""
-    return (folder / "hyperparams.yaml").is_file() and any(
-        map(is_quantized, folder.glob("*.ckpt"))
-    )
 
 
 def _folder(name: str, path: Path) -> Source:
@@ -340,7 +336,10 @@ def _describe_domain(source: Source) -> None:
 
 def _of_checkpoints(name: str, path: Path, files: dict[str, Path]) -> Source:
     """Return what quantized files say: plans, sizes and extra data."""
-    from speechbrain_stablequant.checkpoint import check_hash, read_header
+    from speechbrain_stablequant.artifacts.checkpoint_reader import (
+        check_hash,
+        read_header,
+    )
 
     source = Source(name, "checkpoint", path, layers={})
     for stem, file in files.items():

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from speechbrain_stablequant import checkpoint
 from speechbrain_stablequant.adapters.config import DomainConfig
 from speechbrain_stablequant.adapters.layers import DomainLayers, Sites
+from speechbrain_stablequant.artifacts import checkpoint
 from speechbrain_stablequant.artifacts.safetensors_file import order_header
 from speechbrain_stablequant.core.files import write_atomically
 from speechbrain_stablequant.core.plan import QuantizationPlan

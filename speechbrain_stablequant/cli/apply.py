@@ -42,10 +42,10 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Build, load, convert, write."""
-    from speechbrain_stablequant.cli.rerun import measure_command
+    from speechbrain_stablequant.artifacts.float_model import load_float_model
+    from speechbrain_stablequant.artifacts.rerun import measure_command
     from speechbrain_stablequant.core.files import check_output, filled
     from speechbrain_stablequant.core.plan import QuantizationPlan
-    from speechbrain_stablequant.float_model import load_float_model
 
     output = check_output(arguments.output)
     folder = _experiment_folder(arguments.experiment)
@@ -95,7 +95,7 @@ def _no_bars() -> Iterator[None]:
 
 def _experiment_folder(given: str) -> Path:
     """Return the output folder of the recipe; it need not be quantized yet."""
-    from speechbrain_stablequant.experiment import Experiment
+    from speechbrain_stablequant.artifacts.experiment import Experiment
 
     folder = Path(given)
     if (folder / "hyperparams.yaml").is_file():
@@ -116,7 +116,10 @@ def _convert(model, plan, settings, folder: Path):
     """Quantize and write; return the coverage and the files."""
     import json
 
-    from speechbrain_stablequant.export import export_checkpoints, save_plan
+    from speechbrain_stablequant.artifacts.run_checkpoints import (
+        export_checkpoints,
+        save_plan,
+    )
     from speechbrain_stablequant.layers import Conversion
     from speechbrain_stablequant.pipeline import given_plan
 

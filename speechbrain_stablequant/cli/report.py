@@ -16,7 +16,7 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Write the page."""
-    from speechbrain_stablequant.experiment import Experiment
+    from speechbrain_stablequant.artifacts.experiment import Experiment
 
     experiment = Experiment(arguments.experiment)
     experiment.report  # noqa: B018  # what is wrong with it is said here

@@ -26,8 +26,6 @@ __all__ = [
     "scale_num_bytes",
     "unpack",
 ]
-
-
 _TRITS = 5  # ternary digits in a byte
 _TERNARY_CODES = 3**_TRITS
 _PLACES = 3 ** np.arange(_TRITS)

@@ -10,9 +10,9 @@ from typing import Any, Union
 import torch
 from speechbrain.dataio import audio_io
 
+from speechbrain_stablequant.artifacts.experiment import is_published
 from speechbrain_stablequant.errors import SourceError, StableQuantError
 from speechbrain_stablequant.publishing import interface_of, load
-from speechbrain_stablequant.sources import is_published
 
 __all__ = ["LoadedModel", "load_model", "read_audio"]
 

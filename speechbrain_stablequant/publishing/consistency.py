@@ -3,10 +3,10 @@
 import json
 from dataclasses import asdict
 
-from speechbrain_stablequant.checkpoint import read_header
+from speechbrain_stablequant.artifacts.checkpoint_reader import read_header
+from speechbrain_stablequant.artifacts.experiment import Experiment
 from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.experiment import Experiment
 
 __all__ = ["require_one_run"]
 

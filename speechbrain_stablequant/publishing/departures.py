@@ -1,7 +1,7 @@
 """Where an interface does something else than the recipe's own test."""
 
+from speechbrain_stablequant.artifacts.hyperparams import plain
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.nodes import plain
 from speechbrain_stablequant.publishing.recipe import Recipe
 
 __all__ = ["departures", "refuse_switches"]

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from speechbrain.dataio.dataio import load_data_csv, load_data_json
 from yaml import Node
 
-from speechbrain_stablequant.publishing.nodes import plain
+from speechbrain_stablequant.artifacts.hyperparams import plain
 from speechbrain_stablequant.publishing.recipe import Recipe
 
 __all__ = [

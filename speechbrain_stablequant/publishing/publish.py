@@ -5,8 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
+from speechbrain_stablequant.artifacts.experiment import Experiment
+from speechbrain_stablequant.artifacts.hyperparams import (
+    Definitions,
+    arguments,
+    class_name,
+)
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.experiment import Experiment
 from speechbrain_stablequant.publishing.about import About
 from speechbrain_stablequant.publishing.card import model_card
 from speechbrain_stablequant.publishing.check import Check, check_folder
@@ -21,11 +26,6 @@ from speechbrain_stablequant.publishing.interfaces import (
     Blueprint,
     choose,
     interface,
-)
-from speechbrain_stablequant.publishing.nodes import (
-    Definitions,
-    arguments,
-    class_name,
 )
 from speechbrain_stablequant.publishing.privacy import (
     find_private,

@@ -4,13 +4,13 @@ import importlib
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from speechbrain_stablequant.artifacts.hyperparams import Definitions
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces import (
     INTERFACES,
     Interface,
     interface,
 )
-from speechbrain_stablequant.publishing.nodes import Definitions
 
 __all__ = ["interface_of", "load"]
 

@@ -6,15 +6,15 @@ from typing import Optional
 
 from yaml import MappingNode, Node
 
-from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.experiment import Experiment
-from speechbrain_stablequant.publishing.nodes import (
+from speechbrain_stablequant.artifacts.experiment import Experiment
+from speechbrain_stablequant.artifacts.hyperparams import (
     Definitions,
     arguments,
     class_name,
     plain,
     reference,
 )
+from speechbrain_stablequant.errors import PublishError
 
 __all__ = ["Recipe"]
 

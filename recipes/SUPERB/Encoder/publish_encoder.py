@@ -23,13 +23,13 @@ from downstream import wrapper_name
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_stablequant.experiment import is_quantized
-from speechbrain_stablequant.publishing.interfaces.encoder import config_of
-from speechbrain_stablequant.publishing.nodes import (
+from speechbrain_stablequant.artifacts.experiment import is_quantized
+from speechbrain_stablequant.artifacts.hyperparams import (
     Definitions,
     arguments,
     plain,
 )
+from speechbrain_stablequant.publishing.interfaces.encoder import config_of
 
 logger = get_logger(__name__)
 

@@ -6,18 +6,18 @@ from typing import Callable, Optional
 
 from yaml import MappingNode, Node
 
-from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.departures import (
-    departures,
-    refuse_switches,
-)
-from speechbrain_stablequant.publishing.nodes import (
+from speechbrain_stablequant.artifacts.hyperparams import (
     Selection,
     class_name,
     inline,
     new,
     reference,
     refers_to,
+)
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing.departures import (
+    departures,
+    refuse_switches,
 )
 from speechbrain_stablequant.publishing.recipe import Recipe
 

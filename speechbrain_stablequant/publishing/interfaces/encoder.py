@@ -6,15 +6,15 @@ from typing import Any, Optional
 
 from yaml import Node
 
-from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
-from speechbrain_stablequant.publishing.nodes import (
+from speechbrain_stablequant.artifacts.hyperparams import (
     arguments,
     class_name,
     inline,
     new,
     plain,
 )
+from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
 from speechbrain_stablequant.publishing.recipe import ENCODERS, Recipe
 
 __all__ = ["WAVEFORM_ENCODER", "config_of", "without_weights"]

@@ -1,11 +1,11 @@
 """Language models, of one domain or of many."""
 
+from speechbrain_stablequant.artifacts.hyperparams import class_name, reference
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
 from speechbrain_stablequant.publishing.interfaces.recognition import (
     LANGUAGE_MODELS,
 )
-from speechbrain_stablequant.publishing.nodes import class_name, reference
 from speechbrain_stablequant.publishing.recipe import Recipe
 
 __all__ = ["LANGUAGE_MODEL"]

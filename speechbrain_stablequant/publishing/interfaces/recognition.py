@@ -5,19 +5,19 @@ from typing import Optional
 
 from yaml import Node
 
+from speechbrain_stablequant.artifacts.hyperparams import (
+    arguments,
+    inline,
+    new,
+    plain,
+    reference,
+)
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import (
     Interface,
     Needs,
     is_class,
     name_node,
-)
-from speechbrain_stablequant.publishing.nodes import (
-    arguments,
-    inline,
-    new,
-    plain,
-    reference,
 )
 from speechbrain_stablequant.publishing.recipe import Recipe
 

@@ -2,9 +2,9 @@
 
 from yaml import Node
 
+from speechbrain_stablequant.artifacts.hyperparams import new, reference
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
-from speechbrain_stablequant.publishing.nodes import new, reference
 from speechbrain_stablequant.publishing.recipe import NORMALIZERS, Recipe
 
 __all__ = ["ENCODER_CLASSIFIER", "SPEAKER_RECOGNITION"]

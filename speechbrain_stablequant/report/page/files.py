@@ -6,8 +6,8 @@ from typing import Union
 
 import jinja2
 
+from speechbrain_stablequant.artifacts.report_schema import read_report
 from speechbrain_stablequant.errors import ExperimentError
-from speechbrain_stablequant.experiment import read_report
 from speechbrain_stablequant.report.page.render import fill_page
 
 __all__ = ["make_page", "write_page"]

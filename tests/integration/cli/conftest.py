@@ -8,9 +8,9 @@ import pytest
 import soundfile
 from hyperpyyaml import resolve_references
 
+from speechbrain_stablequant.artifacts.experiment import Experiment
 from speechbrain_stablequant.cli import main
 from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.experiment import Experiment
 from tests.integration import toy
 from tests.integration.conftest import copy_experiment
 

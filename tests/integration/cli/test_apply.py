@@ -7,10 +7,10 @@ import pytest
 from yaml import safe_load as yaml_load
 
 from speechbrain_stablequant import read_header
+from speechbrain_stablequant.artifacts.experiment import Experiment
+from speechbrain_stablequant.artifacts.float_model import load_float_model
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import FloatModelError
-from speechbrain_stablequant.experiment import Experiment
-from speechbrain_stablequant.float_model import load_float_model
 from tests.integration import toy
 from tests.integration.cli.conftest import edited_plan, write_yaml
 from tests.integration.conftest import copy_experiment

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from speechbrain_stablequant.artifacts.experiment import Experiment
 from speechbrain_stablequant.errors import ExperimentError
-from speechbrain_stablequant.experiment import Experiment
 from tests.integration import publishing
 from tests.integration.cli.conftest import edited_plan
 from tests.integration.folders import strict_json

@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from speechbrain_stablequant import checkpoint, quantize, read_header
+from speechbrain_stablequant import quantize, read_header
 from speechbrain_stablequant.adapters import MultiDomainLM, files
+from speechbrain_stablequant.artifacts import checkpoint
 from speechbrain_stablequant.errors import CheckpointError, StableQuantError
 from tests.unit.adapters import models
 from tests.unit.adapters.models import outputs, refuse

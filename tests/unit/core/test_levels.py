@@ -10,11 +10,11 @@ from torch import nn
 
 from speechbrain_stablequant import (
     QuantizationPlan,
-    checkpoint,
     load_quantized,
     quantize,
     save_quantized,
 )
+from speechbrain_stablequant.artifacts import checkpoint
 from speechbrain_stablequant.core.packing import packed_num_bytes
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.errors import CheckpointError

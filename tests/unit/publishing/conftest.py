@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant import quantize, save_quantized
-from speechbrain_stablequant.experiment import Experiment
+from speechbrain_stablequant.artifacts.experiment import Experiment
 from speechbrain_stablequant.publishing.recipe import Recipe
 
 REPORT = {"label": "W8", "tests": [], "coverage": {}, "files": []}

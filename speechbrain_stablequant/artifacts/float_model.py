@@ -12,9 +12,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from torch import nn
 
-from speechbrain_stablequant.errors import FloatModelError, nearest
-from speechbrain_stablequant.layers.modules import roof
-from speechbrain_stablequant.publishing.nodes import (
+from speechbrain_stablequant.artifacts.hyperparams import (
     Definitions,
     Selection,
     arguments,
@@ -22,6 +20,8 @@ from speechbrain_stablequant.publishing.nodes import (
     inline,
     plain,
 )
+from speechbrain_stablequant.errors import FloatModelError, nearest
+from speechbrain_stablequant.layers.modules import roof
 
 __all__ = ["FloatModel", "load_float_model", "origin"]
 

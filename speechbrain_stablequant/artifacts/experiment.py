@@ -1,14 +1,14 @@
 """What a recipe run with the block has left in its output folder."""
 
-import json
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, Union
+from typing import Union
 
+from speechbrain_stablequant.artifacts.report_schema import read_report
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import ExperimentError
 
-__all__ = ["Experiment", "is_quantized", "read_coverage", "read_report"]
+__all__ = ["Experiment", "is_published", "is_quantized"]
 
 RUN = "Run the recipe with the ptq block, to its end"
 
@@ -74,7 +74,9 @@ class Experiment:
     @cached_property
     def checkpoints(self) -> dict[str, Path]:
         """Paths of the quantized files by the name of their loadable."""
-        from speechbrain_stablequant.checkpoint import read_header
+        from speechbrain_stablequant.artifacts.checkpoint_reader import (
+            read_header,
+        )
 
         found = {p.stem: p for p in self._files() if is_quantized(p)}
         for path in found.values():
@@ -104,134 +106,6 @@ class Experiment:
         if not path.is_file():
             raise ExperimentError(f"{path} is not there. {advice}")
         return path
-
-
-def read_report(path: Union[str, Path]) -> dict:
-    """Read a ``report.json`` and check that it is one.
-
-    Raises
-    ------
-    ExperimentError
-        If it cannot be read, is no JSON or is something else.
-    """
-    path = Path(path)
-    data = _read_json(path, "the report")
-    missing = [
-        key for key, kind in _REPORT.items() if not _has(data, key, kind)
-    ]
-    if missing:
-        raise ExperimentError(
-            f"{path} is not a report of this package: it has no "
-            f"{', '.join(map(repr, missing))}."
-        )
-    _check_report(data, path)
-    return data
-
-
-def read_coverage(path: Union[str, Path]) -> dict:
-    """Read a ``coverage.json``: ``fraction`` and ``parameters``.
-
-    Raises
-    ------
-    ExperimentError
-        If it cannot be read, is no JSON or is something else.
-    """
-    path = Path(path)
-    data = _read_json(path, "the coverage")
-    if not _has(data, "parameters", list):
-        raise ExperimentError(f"{path} has no 'parameters': it is damaged.")
-    _check_coverage(data, path)
-    return data
-
-
-def _read_json(path: Path, what: str):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as err:
-        raise ExperimentError(f"Cannot read {what} {path}: {err}.") from err
-
-
-_NUMBER = (int, float)
-_NONE = type(None)
-_REPORT = {"label": str, "tests": list, "files": list, "coverage": dict}
-_OPTIONAL = {  # of a report
-    "plan": (dict, _NONE),
-    "environment": (dict, _NONE),
-    "unreached_layers": (list, _NONE),
-}
-_TEST = {"name": str, "metrics": dict}
-_SPEEDS = ("float_speed", "quantized_speed")
-_SPEED = dict.fromkeys(
-    ("real_time_factor", "seconds", "peak_num_bytes"), (*_NUMBER, _NONE)
-)
-_METRIC = dict.fromkeys(
-    ("float", "quantized", "change", "low", "high", "items"),
-    (*_NUMBER, _NONE),
-)
-_FILE = {"name": str, "num_bytes": int}
-_PARAMETER = {
-    "name": str,
-    "status": str,
-    "detail": str,
-    "num_bytes": int,
-    "quantized_num_bytes": int,
-    "is_weight": bool,
-}
-
-
-def _check_report(data: dict, path: Path) -> None:
-    """Refuse a report with rows that are no rows of ours."""
-    _check_rows("tests", data["tests"], _TEST, path)
-    _check_rows("files", data["files"], _FILE, path)
-    _check_optional("the report", data, _OPTIONAL, path)
-    for file in data["files"]:
-        before = file.get("float_num_bytes")
-        if before is not None and not (isinstance(before, int) and before > 0):
-            _refuse(path, f"'float_num_bytes' of '{file['name']}' is {before}")
-    for test in data["tests"]:
-        where = f"the metrics of '{test['name']}'"
-        for row in test["metrics"].values():
-            _check_optional(where, row, _METRIC, path)
-        for speed in _SPEEDS:
-            where = f"{speed} of '{test['name']}'"
-            _check_optional(where, test.get(speed) or {}, _SPEED, path)
-    _check_coverage(data["coverage"], path)
-
-
-def _check_coverage(data: dict, path: Path) -> None:
-    _check_optional("coverage", data, {"fraction": (*_NUMBER, _NONE)}, path)
-    rows = data.get("parameters") or []
-    _check_rows("coverage", rows, _PARAMETER, path)
-
-
-def _check_rows(where: str, rows, fields: dict, path: Path) -> None:
-    """Refuse what is no list of objects with certain fields."""
-    if not isinstance(rows, list):
-        _refuse(path, f"'{where}' has {rows!r} and no rows")
-    for row in rows:
-        for key, kind in fields.items():
-            if not _has(row, key, kind):
-                _refuse(path, f"a row of '{where}' has no right '{key}'")
-
-
-def _check_optional(where: str, row, fields: dict, path: Path) -> None:
-    """Refuse fields of another type than ours; they need not be there."""
-    if not isinstance(row, dict):
-        _refuse(path, f"{where} are {row!r}")
-    for key, kinds in fields.items():
-        value = row.get(key)
-        if key in row and not isinstance(value, kinds):
-            _refuse(path, f"'{key}' in {where} is {value!r}")
-
-
-def _refuse(path: Path, what: str) -> NoReturn:
-    raise ExperimentError(
-        f"{path} is damaged: {what}. Run the recipe again, or fetch it again."
-    )
-
-
-def _has(data, key: str, kind: type) -> bool:
-    return isinstance(data, dict) and isinstance(data.get(key), kind)
 
 
 def _ours(folder: Path) -> bool:
@@ -265,3 +139,10 @@ def is_quantized(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         return file.read(23)[8:] == b'{"__metadata__"'
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder is one that stock SpeechBrain loads, quantized."""
+    return (folder / "hyperparams.yaml").is_file() and any(
+        map(is_quantized, folder.glob("*.ckpt"))
+    )

@@ -7,9 +7,9 @@ from typing import Optional
 
 import yaml
 
+from speechbrain_stablequant.artifacts.float_model import origin
+from speechbrain_stablequant.artifacts.hyperparams import Definitions, plain
 from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.float_model import origin
-from speechbrain_stablequant.publishing.nodes import Definitions, plain
 
 __all__ = ["measure_command"]
 

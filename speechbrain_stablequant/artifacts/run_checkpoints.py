@@ -14,7 +14,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
-from speechbrain_stablequant.checkpoint import save_quantized
+from speechbrain_stablequant.artifacts.checkpoint import save_quantized
 from speechbrain_stablequant.core.numerics import Quantized
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.layers import QuantizedModule

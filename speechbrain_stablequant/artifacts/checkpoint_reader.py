@@ -1,14 +1,7 @@
-"""The checkpoint format: integers packed, plan inside, nothing executed.
+"""Read and verify quantized checkpoints; the model is not touched.
 
-A checkpoint is one `safetensors <https://github.com/huggingface/safetensors>`_
-file: raw tensors behind a JSON header, no pickle. For a weight ``w`` of a
-quantized layer it has ``w_packed`` (int32, see `speechbrain_stablequant.core.packing`),
-``w_scale`` and, if affine, ``w_zero_point``; all other parameters and buffers
-are there as they are. The header carries the format version, the plan and a
-hash over all of it.
-
-A file from a hub is untrusted: names, shapes, types and the hash are checked
-before the model is touched; on any error the model is as it was.
+A file from a hub is untrusted: its size, header, names, shapes, types, ranges
+and hash are checked before `checkpoint.load_quantized` uses any of it.
 """
 
 import hashlib
@@ -16,30 +9,32 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import nn
 
-from speechbrain_stablequant.artifacts.safetensors_file import order_header
-from speechbrain_stablequant.core.files import write_atomically
 from speechbrain_stablequant.core.numerics import Quantized, integer_dtype
-from speechbrain_stablequant.core.packing import pack, packed_words, unpack
+from speechbrain_stablequant.core.packing import packed_words, unpack
 from speechbrain_stablequant.core.plan import (
     LayerPlan,
     QuantizationPlan,
     QuantizationScheme,
 )
 from speechbrain_stablequant.errors import CheckpointError, PlanError, nearest
-from speechbrain_stablequant.layers import (
-    Conversion,
-    QuantizedModule,
-    quantized_class,
-)
+from speechbrain_stablequant.layers import quantized_class
 
-__all__ = ["check_hash", "load_quantized", "read_header", "save_quantized"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "check_floats",
+    "check_hash",
+    "content_digest",
+    "parameter_name",
+    "read_header",
+    "read_verified",
+    "unpack_layers",
+]
 
 FORMAT = "speechbrain_stablequant"
 VERSION = 1
@@ -48,100 +43,9 @@ _MAX_FILE_FACTOR = 1.1  # over the float model; more cannot be ours
 _SLACK_BYTES = 1 << 20
 
 
-# -- writing -----------------------------------------------------------------
-
-
-def save_quantized(
-    module: nn.Module,
-    path: Union[str, Path],
-    plan: Optional[QuantizationPlan] = None,
-    extra: Optional[dict[str, Any]] = None,
-) -> Path:
-    """Write a converted module to a file, atomically.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Module with quantized layers, as `Conversion` or `quantize` left it.
-    path : str or Path
-        Where to write; an older file there is replaced only at the end.
-    plan : QuantizationPlan
-        Plan of this module's layers, names relative to ``module``.
-    extra : dict, optional
-        Plain data to remember: metrics, versions.
-
-    Returns
-    -------
-    Path
-        The path.
-
-    Raises
-    ------
-    CheckpointError
-        If nothing in the module is quantized.
-    """
-    quantized = {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, QuantizedModule)
-    }
-    if not quantized:
-        raise CheckpointError(
-            "This module has no quantized layer: quantize it first, or save "
-            "it as a float checkpoint."
-        )
-    if plan is None or set(plan.layers) != set(quantized):
-        raise CheckpointError("The plan does not name the quantized layers.")
-    tensors = _pack_layers(quantized)
-    owned = {_join(n, b) for n, m in quantized.items() for b in _own_buffers(m)}
-    for name, tensor in module.state_dict().items():
-        if name not in owned:
-            # clone: safetensors refuses tensors that share memory.
-            tensors[name] = tensor.detach().cpu().clone().contiguous()
-    header = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "plan": plan.to_json(indent=None),
-        "extra": json.dumps(extra or {}, sort_keys=True),
-    }
-    header["sha256"] = _digest(tensors, header)
-    data = order_header(save(tensors, metadata=header))
-    write_atomically(Path(path), data)
-    return Path(path)
-
-
-def _pack_layers(layers) -> dict[str, torch.Tensor]:
-    """Return packed weights and scales of quantized layers."""
-    tensors = {}
-    for name, layer in layers.items():
-        for short, scheme in layer._weight_schemes.items():
-            values, scale, zero_point = layer.quantized_weight(short)
-            key = _join(name, short)
-            packed = values if scheme.is_float else pack(values, scheme)
-            tensors[f"{key}_packed"] = packed.cpu().contiguous()
-            if scale is not None:
-                tensors[f"{key}_scale"] = scale.cpu().contiguous()
-            if zero_point is not None:
-                tensors[f"{key}_zero_point"] = zero_point.cpu().contiguous()
-    return tensors
-
-
-def _own_buffers(layer: QuantizedModule) -> list[str]:
-    """Return the buffers that conversion added; the plan has the inputs'."""
-    weights = [
-        f"{name}_{part}"
-        for name in layer._weight_schemes
-        for part in Quantized._fields
-    ]
-    inputs = [
-        f"{name}_{part}"
-        for name in layer._input_schemes
-        for part in ("scale", "zero_point")
-    ]
-    return weights + inputs
-
-
-def _digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
+def content_digest(
+    tensors: dict[str, torch.Tensor], header: dict[str, str]
+) -> str:
     """Return the SHA-256 over all tensors and the header's other fields."""
     digest = hashlib.sha256()
     for key in ("format", "version", "plan", "extra"):
@@ -151,66 +55,6 @@ def _digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-# -- reading -----------------------------------------------------------------
-
-
-def load_quantized(
-    module: nn.Module, path: Union[str, Path], end_of_epoch: bool = True
-) -> nn.Module:
-    """Turn a float module into the quantized one that a file holds.
-
-    Name it in a ``hyperparams.yaml`` as the custom hook of a loadable::
-
-        pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-            loadables:
-                wav2vec2: !ref <wav2vec2>
-            custom_hooks:
-                wav2vec2: !name:speechbrain_stablequant.load_quantized
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        A float module of the same architecture; converted in place.
-    path : str or Path
-        File written by `save_quantized`.
-    end_of_epoch : bool
-        Unused; the toolkit's Checkpointer passes it.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same module.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged, of another version or for another model. The
-        module is then unchanged.
-    """
-    path = Path(path)
-    header, plan, tensors = _read(path, _num_bytes(module))
-    conversion = Conversion(module)
-    try:
-        weights = _unpack_layers(conversion, plan, tensors, path)
-        floats = _check_floats(conversion.root, weights, tensors, path)
-        for name, layer_weights in weights.items():
-            conversion.set_weights(name, layer_weights)
-        try:
-            conversion.quantize()
-        except PlanError as err:
-            raise CheckpointError(
-                f"{path} is for another model: {err}"
-            ) from err
-        target = module.state_dict(keep_vars=True)
-        with torch.no_grad():
-            for name in floats:
-                target[name].copy_(tensors[name])
-    except BaseException:
-        conversion.restore()
-        raise
-    return module
 
 
 def read_header(path: Union[str, Path]) -> dict[str, Any]:
@@ -272,7 +116,7 @@ def _parse(header: dict[str, str], path: Path):
         raise CheckpointError(f"{path}: {err}") from err
 
 
-def _read(path: Path, model_num_bytes: int):
+def read_verified(path: Path, model_num_bytes: int):
     """Read and verify a file: header, plan, tensors."""
     header = _raw_header(path)
     size = path.stat().st_size
@@ -304,7 +148,7 @@ def _read_tensors(path: Path, header) -> dict[str, torch.Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as err:
         raise CheckpointError(f"{path} is damaged: {err}.") from err
-    if _digest(tensors, header) != header["sha256"]:
+    if content_digest(tensors, header) != header["sha256"]:
         raise CheckpointError(
             f"{path} does not match its own hash: it is damaged or was "
             "changed. Download it again."
@@ -312,7 +156,7 @@ def _read_tensors(path: Path, header) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _unpack_layers(conversion, plan, tensors, path):
+def unpack_layers(conversion, plan, tensors, path):
     """Return the weights of all layers, checked against the model."""
     weights = {}
     for name, layer_plan in plan.layers.items():
@@ -326,7 +170,7 @@ def _unpack_layers(conversion, plan, tensors, path):
         cls = quantized_class(module)
         weights[name] = {
             short: _unpack_weight(
-                _join(name, short),
+                parameter_name(name, short),
                 tuple(cls.to_rows(module, short, weight.detach()).shape),
                 layer_plan,
                 tensors,
@@ -396,14 +240,14 @@ def _check_range(values, scheme, where) -> None:
             )
 
 
-def _check_floats(root, weights, tensors, path) -> list[str]:
+def check_floats(root, weights, tensors, path) -> list[str]:
     """Check what is not quantized; return its names."""
     expected = dict(root.state_dict())
     for name, layer in weights.items():
         for short in layer:
-            expected.pop(_join(name, short), None)
+            expected.pop(parameter_name(name, short), None)
     packed = {
-        f"{_join(name, short)}_{part}"
+        f"{parameter_name(name, short)}_{part}"
         for name, layer in weights.items()
         for short, quantized in layer.items()
         for part, tensor in zip(("packed", *Quantized._fields[1:]), quantized)
@@ -427,10 +271,6 @@ def _check_floats(root, weights, tensors, path) -> list[str]:
     return list(expected)
 
 
-def _num_bytes(module: nn.Module) -> int:
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _join(name: str, short: str) -> str:
+def parameter_name(name: str, short: str) -> str:
+    """Return the name of a layer's parameter; the root has none itself."""
     return f"{name}.{short}" if name else short

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from speechbrain_stablequant import checkpoint, load_quantized, read_header
+from speechbrain_stablequant import load_quantized, read_header
+from speechbrain_stablequant.artifacts import checkpoint
 from speechbrain_stablequant.errors import CheckpointError
 from tests.samples import make_golden as golden
 
