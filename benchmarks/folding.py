@@ -33,10 +33,10 @@ from speechbrain.processing.features import InputNormalization
 from torch import nn
 
 from speechbrain_stablequant.layers import Conversion, cached_weights
-from speechbrain_stablequant.pipeline import make_plan
+from speechbrain_stablequant.methods.pipeline import make_plan
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.report.environment import environment
 from speechbrain_stablequant.runtime import accelerate
-from speechbrain_stablequant.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -20,8 +20,12 @@ from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.modules import evaluating, roof
+from speechbrain_stablequant.methods.pipeline import (
+    Planned,
+    given_plan,
+    make_plan,
+)
 from speechbrain_stablequant.metrics.evaluator import DistanceEvaluator
-from speechbrain_stablequant.pipeline import Planned, given_plan, make_plan
 from speechbrain_stablequant.report import Report
 from speechbrain_stablequant.runtime import Acceleration, require_cpu
 

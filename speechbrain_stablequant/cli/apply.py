@@ -105,7 +105,7 @@ def _experiment_folder(given: str) -> Path:
 
 def _settings(plan, min_coverage: float):
     """Return settings under which the coverage of a plan is judged."""
-    from speechbrain_stablequant.settings import Settings
+    from speechbrain_stablequant.methods.settings import Settings
 
     keep = plan.settings.get("keep")
     keep = keep if isinstance(keep, (list, tuple)) else ()
@@ -121,7 +121,7 @@ def _convert(model, plan, settings, folder: Path):
         save_plan,
     )
     from speechbrain_stablequant.layers import Conversion
-    from speechbrain_stablequant.pipeline import given_plan
+    from speechbrain_stablequant.methods.pipeline import given_plan
 
     with Conversion(model.root) as conversion:
         coverage = given_plan(conversion, settings, plan).coverage

@@ -2,8 +2,8 @@
 
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.plan import LayerPlan
+from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.metrics.metric import Item, Metric
-from speechbrain_stablequant.pipeline import Planned
 
 __all__ = [
     "FLOAT",

@@ -16,7 +16,7 @@ from speechbrain_stablequant.core.format import (
     number,
 )
 from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.report.data import (
     FLOAT,
     bits_of,

@@ -9,9 +9,9 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.core.format import align, finite
 from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.metrics.pass_measure import PassMeasure
-from speechbrain_stablequant.pipeline import Planned
 from speechbrain_stablequant.report.data import (
     histogram_rows,
     item_rows,

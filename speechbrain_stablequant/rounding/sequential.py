@@ -23,12 +23,12 @@ from speechbrain_stablequant.layers import (
     cached_weights,
     quantized_class,
 )
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.rounding.gptq import gptq
 from speechbrain_stablequant.rounding.hessian import (
     HessianCollector,
     why_no_hessian,
 )
-from speechbrain_stablequant.settings import Settings
 
 __all__ = ["ROUNDINGS", "UNREACHED", "Rounded", "round_weights"]
 

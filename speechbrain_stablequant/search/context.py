@@ -7,9 +7,9 @@ from speechbrain_stablequant.calibration import Statistics, choose_input
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.layers import Conversion, kind_of
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.metrics.evaluator import Evaluator
 from speechbrain_stablequant.search.journal import Journal
-from speechbrain_stablequant.settings import Settings
 
 __all__ = ["SearchContext", "SearchResult"]
 

@@ -5,7 +5,7 @@ import dataclasses
 from torch import nn
 
 from speechbrain_stablequant.layers import quantizable_layers
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.training.distillation import find_blocks
 
 __all__ = ["with_first_last"]

@@ -27,7 +27,7 @@ from speechbrain_stablequant.errors import (
 )
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.modules import roof
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.training.checkpoints import (
     TrainingProgress,
     training_checkpointer,

@@ -13,13 +13,13 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.coverage import cover
 from speechbrain_stablequant.errors import CheckpointError
 from speechbrain_stablequant.guard import guarded
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.methods.coverage import cover
+from speechbrain_stablequant.methods.pipeline import Planned
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.search import fingerprint
-from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.training.loop import TrainingLoop
 
 __all__ = ["RecipeTraining"]

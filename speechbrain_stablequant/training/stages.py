@@ -4,7 +4,7 @@ import dataclasses
 
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.layers import Conversion, LayerWeights
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.training.layers import (
     make_trainable,
     set_weight_scheme,

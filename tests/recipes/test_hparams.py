@@ -9,7 +9,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_stablequant import PostTrainingQuantizer
 from speechbrain_stablequant.errors import KnobError
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]

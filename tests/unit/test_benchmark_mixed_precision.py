@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import mixed_precision as benchmark
 from speechbrain_stablequant.errors import KnobError
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 
 
 def result(row, num_bytes, values, knobs, failed=None):

@@ -9,8 +9,8 @@ from speechbrain_stablequant.core.plan import (
     QuantizationPlan,
     QuantizationScheme,
 )
-from speechbrain_stablequant.coverage import Coverage, ParameterCoverage
-from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.methods.coverage import Coverage, ParameterCoverage
+from speechbrain_stablequant.methods.pipeline import Planned
 
 NAN = float("nan")
 # name, kind, bytes in float, plan

@@ -13,12 +13,12 @@ from speechbrain_stablequant.core.plan import (
     QuantizationPlan,
     QuantizationScheme,
 )
-from speechbrain_stablequant.coverage import cover
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.pipeline import Planned
+from speechbrain_stablequant.methods.coverage import cover
+from speechbrain_stablequant.methods.pipeline import Planned
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.report import Report, front
 from speechbrain_stablequant.report.points import FrontPoint, mark_efficient
-from speechbrain_stablequant.settings import Settings
 from tests.unit.report.helpers import planned, search_report, without_metric
 
 

@@ -21,10 +21,10 @@ from speechbrain_stablequant.errors import (
     PlanError,
 )
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
-from speechbrain_stablequant.pipeline import make_plan
+from speechbrain_stablequant.methods.pipeline import make_plan
+from speechbrain_stablequant.methods.settings import ROUNDINGS as CHOICES
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.rounding import ROUNDINGS, round_weights
-from speechbrain_stablequant.settings import ROUNDINGS as CHOICES
-from speechbrain_stablequant.settings import Settings
 from tests.unit.rounding.test_gptq import correlated
 
 

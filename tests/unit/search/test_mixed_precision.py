@@ -9,7 +9,7 @@ from torch import nn
 
 from speechbrain_stablequant import QuantizationPlan, quantize
 from speechbrain_stablequant.errors import CalibrationError, KnobError
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 
 NAMES = ("0", "2", "4", "6")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from speechbrain_stablequant.errors import KnobError
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.training import TrainingSettings
 
 WRONG = {

@@ -11,16 +11,16 @@ from torch import nn
 from tqdm import tqdm
 
 from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.coverage import Coverage
 from speechbrain_stablequant.errors import CalibrationError, KnobError
 from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.methods.coverage import Coverage
+from speechbrain_stablequant.methods.pipeline import make_plan
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.metrics.evaluator import (
     DistanceEvaluator,
     Evaluator,
     ScoreEvaluator,
 )
-from speechbrain_stablequant.pipeline import make_plan
-from speechbrain_stablequant.settings import Settings
 
 __all__ = ["QuantizationResult", "quantize"]
 

@@ -4,7 +4,7 @@ import pytest
 
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.errors import KnobError
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 
 GOOD = {
     "W4A8": (4, 8),

@@ -21,7 +21,7 @@ from speechbrain_stablequant.core.plan import (
 )
 from speechbrain_stablequant.core.scheme import LEVELS, level_widths
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
-from speechbrain_stablequant.presets import preset_knobs
+from speechbrain_stablequant.methods.presets import preset_knobs
 from speechbrain_stablequant.training import TrainingSettings
 
 __all__ = ["Settings", "parse_bits"]
@@ -126,7 +126,7 @@ class Settings:
         ``quantization_aware``: its own knobs, see
         `speechbrain_stablequant.training.TrainingSettings`.
     preset : str, optional
-        Knobs by name, see `speechbrain_stablequant.presets`; those given
+        Knobs by name, see `speechbrain_stablequant.methods.presets`; those given
         beside it count more.
 
     Raises

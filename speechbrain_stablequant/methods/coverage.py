@@ -17,7 +17,7 @@ from speechbrain_stablequant.layers import (
     quantized_class,
     unsupported_reason,
 )
-from speechbrain_stablequant.settings import Settings
+from speechbrain_stablequant.methods.settings import Settings
 
 __all__ = ["Coverage", "ParameterCoverage", "cover"]
 

@@ -11,7 +11,6 @@ import torch
 from speechbrain_stablequant.calibration import ActivationCollector, Statistics
 from speechbrain_stablequant.core import distributed
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
-from speechbrain_stablequant.coverage import Coverage, cover
 from speechbrain_stablequant.errors import (
     CalibrationError,
     KnobError,
@@ -23,6 +22,8 @@ from speechbrain_stablequant.layers import (
     LayerWeights,
     quantizable_layers,
 )
+from speechbrain_stablequant.methods.coverage import Coverage, cover
+from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.metrics.evaluator import Evaluator
 from speechbrain_stablequant.rounding import UNREACHED, Rounded, round_weights
 from speechbrain_stablequant.search import (
@@ -33,7 +34,6 @@ from speechbrain_stablequant.search import (
     group_units,
     weights_digest,
 )
-from speechbrain_stablequant.settings import Settings
 from speechbrain_stablequant.training.edges import with_first_last
 
 __all__ = ["Planned", "given_plan", "make_plan"]
