@@ -14,9 +14,9 @@ from speechbrain_stablequant.kept_weights import held_modules
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.module_state import unchanged
 from speechbrain_stablequant.methods.pipeline import Planned, make_plan
+from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.search import weights_digest
-from speechbrain_stablequant.training.recipe import RecipeTraining
+from speechbrain_stablequant.recipe.training import RecipeTraining
 from speechbrain_stablequant.validation import (
     BatchSample,
     calibrate,

@@ -25,6 +25,7 @@ from speechbrain_stablequant.kept_weights import (
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.modules import find_module, roof
 from speechbrain_stablequant.methods.pipeline import Planned
+from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.metrics.pass_measure import measured_pass
 from speechbrain_stablequant.planner import Planner, shows_progress
@@ -32,7 +33,6 @@ from speechbrain_stablequant.pretrained import watch_pretrainer
 from speechbrain_stablequant.publishing.at_exit import make_publisher
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.runtime import make_backend, require_cpu, running
-from speechbrain_stablequant.search import weights_digest
 from speechbrain_stablequant.validation import (
     preserved,
     timed,

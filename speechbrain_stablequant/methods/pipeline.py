@@ -8,7 +8,6 @@ from typing import Any, Callable, Optional
 
 import torch
 
-from speechbrain_stablequant.calibration import ActivationCollector, Statistics
 from speechbrain_stablequant.core import distributed
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import (
@@ -22,11 +21,17 @@ from speechbrain_stablequant.layers import (
     LayerWeights,
     quantizable_layers,
 )
+from speechbrain_stablequant.methods.calibration import (
+    ActivationCollector,
+    Statistics,
+)
 from speechbrain_stablequant.methods.coverage import Coverage, cover
-from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.metrics.evaluator import Evaluator
-from speechbrain_stablequant.rounding import UNREACHED, Rounded, round_weights
-from speechbrain_stablequant.search import (
+from speechbrain_stablequant.methods.rounding import (
+    UNREACHED,
+    Rounded,
+    round_weights,
+)
+from speechbrain_stablequant.methods.search import (
     METHODS,
     Journal,
     SearchContext,
@@ -34,7 +39,9 @@ from speechbrain_stablequant.search import (
     group_units,
     weights_digest,
 )
-from speechbrain_stablequant.training.edges import with_first_last
+from speechbrain_stablequant.methods.settings import Settings
+from speechbrain_stablequant.methods.training.first_last import with_first_last
+from speechbrain_stablequant.metrics.evaluator import Evaluator
 
 __all__ = ["Planned", "given_plan", "make_plan"]
 

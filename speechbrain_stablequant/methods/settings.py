@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from speechbrain_stablequant.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.plan import (
     WEIGHT_OBSERVERS,
@@ -21,8 +20,9 @@ from speechbrain_stablequant.core.plan import (
 )
 from speechbrain_stablequant.core.scheme import LEVELS, level_widths
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
+from speechbrain_stablequant.methods.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.methods.presets import preset_knobs
-from speechbrain_stablequant.training import TrainingSettings
+from speechbrain_stablequant.methods.training import TrainingSettings
 
 __all__ = ["Settings", "parse_bits"]
 
@@ -124,7 +124,7 @@ class Settings:
         A plan (JSON file) to apply with no calibration and no search.
     training : dict
         ``quantization_aware``: its own knobs, see
-        `speechbrain_stablequant.training.TrainingSettings`.
+        `speechbrain_stablequant.methods.training.TrainingSettings`.
     preset : str, optional
         Knobs by name, see `speechbrain_stablequant.methods.presets`; those given
         beside it count more.

@@ -6,9 +6,9 @@ import pytest
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_stablequant import PostTrainingQuantizer
-from speechbrain_stablequant.calibration import OBSERVERS
 from speechbrain_stablequant.layers.base import _REGISTRY
-from speechbrain_stablequant.search import METHODS
+from speechbrain_stablequant.methods.calibration import OBSERVERS
+from speechbrain_stablequant.methods.search import METHODS
 from tests.docs import setups
 from tests.docs.markdown import FRONT, READMES, blocks, name
 from tests.recipes.test_hparams import RECIPE

@@ -2,13 +2,13 @@
 
 import torch
 
-from speechbrain_stablequant.calibration import ActivationHistogram
 from speechbrain_stablequant.core.plan import (
     InputPlan,
     LayerPlan,
     QuantizationPlan,
     QuantizationScheme,
 )
+from speechbrain_stablequant.methods.calibration import ActivationHistogram
 from speechbrain_stablequant.methods.coverage import Coverage, ParameterCoverage
 from speechbrain_stablequant.methods.pipeline import Planned
 

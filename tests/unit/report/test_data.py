@@ -8,7 +8,7 @@ import torch
 from speechbrain.utils.metric_stats import MetricStats
 
 from speechbrain_stablequant.brain import find_metrics
-from speechbrain_stablequant.calibration import ActivationHistogram
+from speechbrain_stablequant.methods.calibration import ActivationHistogram
 from speechbrain_stablequant.metrics.metric import (
     Item,
     Metric,

@@ -1,0 +1,99 @@
+"""What a search method gets to work with, and what it gives back."""
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.layers import Conversion, kind_of
+from speechbrain_stablequant.methods.calibration import Statistics, choose_input
+from speechbrain_stablequant.methods.search.journal import Journal
+from speechbrain_stablequant.methods.settings import Settings
+from speechbrain_stablequant.metrics.evaluator import Evaluator
+
+__all__ = ["SearchContext", "SearchResult"]
+
+
+@dataclass
+class SearchContext:
+    """The inputs of a search.
+
+    Arguments
+    ---------
+    conversion : Conversion
+        The prepared float model.
+    layers : list of str
+        Layers to quantize.
+    units : dict
+        Layer names by unit.
+    statistics : dict
+        What calibration saw.
+    settings : Settings
+        The knobs.
+    evaluator : Evaluator, optional
+        Scores the model; None when there is no metric.
+    journal : Journal
+        Results so far.
+    progress : bool
+        Whether to show a progress bar.
+    """
+
+    conversion: Conversion
+    layers: list[str]
+    units: dict[str, list[str]]
+    statistics: Statistics
+    settings: Settings
+    evaluator: Optional[Evaluator]
+    journal: Journal
+    progress: bool = True
+
+    def layer_plan(
+        self,
+        name: str,
+        observer: str,
+        percentile: float = 100.0,
+        unit: Optional[str] = None,
+        widths: Optional[tuple[int, int]] = None,
+    ) -> LayerPlan:
+        """Return the plan of a layer, its input ranges by a given rule."""
+        settings = self.settings
+        weight_bits, activation_bits = widths or settings.layer_widths(name)
+        inputs = {}
+        if activation_bits != 32:
+            for slot, histogram in self.statistics.get(name, {}).items():
+                scheme = settings.activation_scheme(
+                    activation_bits, histogram.minimum
+                )
+                try:
+                    inputs[slot] = choose_input(
+                        histogram, scheme, observer, percentile, settings.tail
+                    )
+                except StableQuantError as err:
+                    raise type(err)(f"Layer '{name}': {err}") from None
+        return LayerPlan(
+            weight=settings.weight_scheme(weight_bits),
+            kind=kind_of(self.conversion.layer(name)),
+            unit=unit or self.unit_of(name),
+            weight_observer=settings.weight_observer,
+            inputs=inputs,
+        )
+
+    def unit_of(self, layer: str) -> str:
+        """Return the unit that a layer belongs to."""
+        return next(u for u, names in self.units.items() if layer in names)
+
+
+@dataclass
+class SearchResult:
+    """What a search method gives back.
+
+    Arguments
+    ---------
+    plan : QuantizationPlan
+        The plan.
+    report : dict
+        Plain data about how it was found, for ``report.json``.
+    """
+
+    plan: QuantizationPlan
+    report: dict[str, Any] = field(default_factory=dict)

@@ -1,8 +1,0 @@
-"""Quantization-aware training: layers with learned steps, distillation.
-
-`speechbrain_stablequant.training.loop` puts them into a recipe's own loop.
-"""
-
-from speechbrain_stablequant.training.settings import TrainingSettings
-
-__all__ = ["TrainingSettings"]
