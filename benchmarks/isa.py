@@ -64,7 +64,9 @@ def _float(model, x, row: dict):
 def _int8(model, x, row: dict):
     """Return what runs the quantized model, and note how well it agrees."""
     from speechbrain_stablequant import accelerate, quantize, runtime_report
-    from speechbrain_stablequant.runtime.units import relative_difference
+    from speechbrain_stablequant.runtime.compiled_module import (
+        relative_difference,
+    )
 
     quantize(model, [x], observer="max", progress=False)
     expected = model(x)[0]

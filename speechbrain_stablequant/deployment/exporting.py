@@ -19,8 +19,7 @@ from speechbrain_stablequant.runtime import (
     export_onnx,
     make_backend,
 )
-from speechbrain_stablequant.runtime.onnx.backend import speaking_names
-from speechbrain_stablequant.runtime.tracing import Signature
+from speechbrain_stablequant.runtime.tracing import Signature, speaking_names
 
 __all__ = ["Part", "find_parts", "samples", "verify", "write_part"]
 

@@ -13,20 +13,17 @@ from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.layers import QuantizedModule, cached_weights
-from speechbrain_stablequant.runtime.backend import (
-    Backend,
-    quantized_layers,
-)
+from speechbrain_stablequant.runtime.backend import Backend, quantized_layers
 from speechbrain_stablequant.runtime.cache import (
     CompiledCache,
     default_cache_folder,
 )
+from speechbrain_stablequant.runtime.compiled_module import Unit
 from speechbrain_stablequant.runtime.execution import (
     LayerExecution,
     RuntimeReport,
 )
 from speechbrain_stablequant.runtime.processor import detect_processor
-from speechbrain_stablequant.runtime.units import Unit
 
 __all__ = [
     "RUNTIMES",

@@ -1,6 +1,7 @@
 """Calls of a module as flat lists of tensors, and their trace."""
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from speechbrain_stablequant.errors import RuntimeConversionError
-from speechbrain_stablequant.runtime.traceable import traceable
+from speechbrain_stablequant.runtime.trace_patches import traceable
 
 __all__ = [
     "FlatModule",
@@ -225,3 +226,21 @@ def trace(module: nn.Module, signature: Signature, tensors):
             f"it cannot be traced: {type(err).__name__}: {reason}"
         ) from err
     return traced, flat.structure
+
+
+def speaking_names(module: nn.Module, args, kwargs) -> list[str]:
+    """Return the names that ``forward`` gives to its tensors."""
+    forward = type(module).forward
+    parameters = list(inspect.signature(forward).parameters)[1:]
+    named = [*zip(parameters, args), *kwargs.items()]
+    names, seen = [], set()
+    for name, value in named:
+        tensors = [
+            leaf
+            for leaf in pytree.tree_leaves(value)
+            if isinstance(leaf, torch.Tensor) and id(leaf) not in seen
+        ]
+        seen.update(map(id, tensors))
+        one = len(tensors) == 1
+        names += [name if one else f"{name}_{i}" for i in range(len(tensors))]
+    return names

@@ -1,6 +1,5 @@
 """ONNX: files for others, and ONNX Runtime's int8 kernels on CPUs."""
 
-import inspect
 import io
 import tempfile
 import threading
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from speechbrain_stablequant.errors import (
     KnobError,
@@ -31,11 +29,12 @@ from speechbrain_stablequant.runtime.onnx.lowering import (
     plain_attention,
 )
 from speechbrain_stablequant.runtime.rewrites import rewritten
-from speechbrain_stablequant.runtime.traceable import traceable
+from speechbrain_stablequant.runtime.trace_patches import traceable
 from speechbrain_stablequant.runtime.tracing import (
     FlatModule,
     Signature,
     inert,
+    speaking_names,
 )
 
 __all__ = ["ExportedOnnx", "OnnxBackend", "export_onnx"]
@@ -287,24 +286,6 @@ def _convert(module, signature, tensors, lowering, names=None):
 
 def _plain_names(count: int) -> list[str]:
     return [f"input_{index}" for index in range(count)]
-
-
-def speaking_names(module: nn.Module, args, kwargs) -> list[str]:
-    """Return the names that ``forward`` gives to its tensors."""
-    forward = type(module).forward
-    parameters = list(inspect.signature(forward).parameters)[1:]
-    named = [*zip(parameters, args), *kwargs.items()]
-    names, seen = [], set()
-    for name, value in named:
-        tensors = [
-            leaf
-            for leaf in pytree.tree_leaves(value)
-            if isinstance(leaf, torch.Tensor) and id(leaf) not in seen
-        ]
-        seen.update(map(id, tensors))
-        one = len(tensors) == 1
-        names += [name if one else f"{name}_{i}" for i in range(len(tensors))]
-    return names
 
 
 def to_numpy(tensor: torch.Tensor):

@@ -15,7 +15,7 @@ from speechbrain_stablequant.runtime import (
     export_onnx,
     runtime_report,
 )
-from speechbrain_stablequant.runtime.units import relative_difference
+from speechbrain_stablequant.runtime.compiled_module import relative_difference
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -8,14 +8,10 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant.errors import RuntimeConversionError
-from speechbrain_stablequant.runtime import (
-    IN_PARTS,
-    decelerate,
-    runtime_report,
-)
+from speechbrain_stablequant.runtime import IN_PARTS, decelerate, runtime_report
+from speechbrain_stablequant.runtime.compiled_module import MAX_VARIANTS
 from speechbrain_stablequant.runtime.state import execution_states
 from speechbrain_stablequant.runtime.tracing import inert
-from speechbrain_stablequant.runtime.units import MAX_VARIANTS
 from tests.unit.runtime.helpers import (
     LONGER,
     Pair,

@@ -22,7 +22,7 @@ from speechbrain_stablequant.runtime import (
     decelerate,
     runtime_report,
 )
-from speechbrain_stablequant.runtime.units import (
+from speechbrain_stablequant.runtime.compiled_module import (
     MAX_VARIANTS,
     relative_difference,
 )

@@ -22,11 +22,7 @@ from speechbrain_stablequant.layers import QuantizedModule
 from speechbrain_stablequant.runtime.execution import UnitReport
 from speechbrain_stablequant.runtime.lowering import planned_int8
 from speechbrain_stablequant.runtime.state import ModuleState, execution_states
-from speechbrain_stablequant.runtime.tracing import (
-    Signature,
-    inert,
-    is_inert,
-)
+from speechbrain_stablequant.runtime.tracing import Signature, inert, is_inert
 
 __all__ = ["Unit", "relative_difference"]
 
