@@ -36,7 +36,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lm_step_table import overhead_table, search_table
-from speechbrain_stablequant.adapters import (
+from speechbrain_stablequant.models.multi_domain import (
     DomainConfig,
     MultiDomainLM,
     TransformerLMScorerWithCache,

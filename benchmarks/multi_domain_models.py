@@ -10,9 +10,12 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.adapters import MultiDomainLM, added_parameters
 from speechbrain_stablequant.layers.base import cached_weights
 from speechbrain_stablequant.metrics.perplexity import PerplexityStats
+from speechbrain_stablequant.models.multi_domain import (
+    MultiDomainLM,
+    added_parameters,
+)
 
 __all__ = ["Model", "evaluate", "load_sentences"]
 

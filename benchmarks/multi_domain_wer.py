@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.multi_domain_models import Model, load_sentences
-from speechbrain_stablequant.adapters import TransformerLMScorerWithCache
 from speechbrain_stablequant.metrics.metric import Metric, items_of
+from speechbrain_stablequant.models.multi_domain import (
+    TransformerLMScorerWithCache,
+)
 from speechbrain_stablequant.report.environment import environment
 
 ASR = Path(__file__).resolve().parents[1] / "recipes" / "MultiDomainLM" / "ASR"

@@ -321,7 +321,10 @@ def _domain(name: str, path: Path) -> Source:
 
 
 def _describe_domain(source: Source) -> None:
-    from speechbrain_stablequant.adapters.files import check_domain, read_domain
+    from speechbrain_stablequant.models.multi_domain.files import (
+        check_domain,
+        read_domain,
+    )
 
     header = read_domain(source.path)
     check_domain(header)

@@ -215,7 +215,7 @@ class FrozenFeatures:
 
     Example
     -------
-    >>> from speechbrain_stablequant.huggingface import Wav2Vec2
+    >>> from speechbrain_stablequant.models.huggingface import Wav2Vec2
     >>> encoder = Wav2Vec2({"model_type": "wav2vec2", "num_hidden_layers": 1})
     >>> show_hidden_states(encoder)
     >>> FrozenFeatures(encoder).encode(torch.randn(4000)).shape
@@ -325,7 +325,7 @@ class WeightedSum(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_stablequant.huggingface import Wav2Vec2
+    >>> from speechbrain_stablequant.models.huggingface import Wav2Vec2
     >>> encoder = Wav2Vec2({"model_type": "wav2vec2", "num_hidden_layers": 1})
     >>> WeightedSum(encoder)(torch.ones(3, 12, 2, 768)).shape
     torch.Size([3, 12, 768])

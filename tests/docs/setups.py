@@ -9,9 +9,9 @@ from speechbrain.dataio import audio_io
 from torch import nn
 
 from speechbrain_stablequant import quantize, save_quantized
-from speechbrain_stablequant.adapters import MultiDomainLM
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM
 from tests.docs.markdown import ROOT
-from tests.unit.adapters.models import VOCAB, transformer
+from tests.unit.models.multi_domain.models import VOCAB, transformer
 
 RECOGNIZER = ROOT / "recipes/DigitStrings/ASR/CTC/hparams/inference.yaml"
 SPEAKER_MODEL = ROOT / "recipes/VoxCeleb/SpeakerRec/hparams/inference.yaml"

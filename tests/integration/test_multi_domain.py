@@ -22,12 +22,12 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_stablequant import load_quantized, quantize, read_header
-from speechbrain_stablequant.adapters import (
+from speechbrain_stablequant.errors import CheckpointError, StableQuantError
+from speechbrain_stablequant.models.multi_domain import (
     LanguageModel,
     MultiDomainLM,
     files,
 )
-from speechbrain_stablequant.errors import CheckpointError, StableQuantError
 from speechbrain_stablequant.publishing import PublishOptions, make_folder
 from tests.integration import folders
 from tests.integration.real_data import run_recipe

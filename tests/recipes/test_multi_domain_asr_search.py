@@ -7,7 +7,7 @@ import pytest
 import torch
 from speechbrain.decoders.ctc import CTCBeamSearcher, filter_ctc_output
 
-from speechbrain_stablequant.adapters.scorer import (
+from speechbrain_stablequant.models.multi_domain.scorer import (
     TransformerLMScorerWithCache,
 )
 from tests.recipes.multi_domain_asr import (

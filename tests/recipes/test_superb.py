@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from speechbrain.inference.encoders import WaveformEncoder
 
 from speechbrain_stablequant import quantize, save_quantized
-from speechbrain_stablequant.huggingface import HuBERT, Wav2Vec2
+from speechbrain_stablequant.models.huggingface import HuBERT, Wav2Vec2
 from tests.recipes.superb import FOLDER, SMALL, rows_of, write_tone
 
 LENGTHS = torch.tensor([1.0, 0.6])
@@ -171,7 +171,7 @@ def test_experiment_of_another_recipe_is_published(tmp_path):
     torch.save(model.state_dict(), checkpoint / "wav2vec2.ckpt")
     (tmp_path / "run" / "hyperparams.yaml").write_text(
         "prepare: !name:no_such_module.prepare\n"
-        "wav2vec2: &id001 !new:speechbrain_stablequant.huggingface.Wav2Vec2\n"
+        "wav2vec2: &id001 !new:speechbrain_stablequant.models.huggingface.Wav2Vec2\n"
         f"  source: {json.dumps(SMALL)}\n"
         "modules: {wav2vec2: *id001}\n"
     )
@@ -217,11 +217,7 @@ def test_loss_is_that_of_distilhubert():
 
 
 def test_loss_of_a_student_falls():
-    from distillation import (
-        PredictionHeads,
-        hidden_state_loss,
-        make_student,
-    )
+    from distillation import PredictionHeads, hidden_state_loss, make_student
 
     teacher = encoder(num_hidden_layers=3)
     student, heads = make_student(teacher, 1), PredictionHeads(teacher)

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import superb
-from speechbrain_stablequant.huggingface import Wav2Vec2
+from speechbrain_stablequant.models.huggingface import Wav2Vec2
 from tests.recipes.superb import (
     FOLDER,
     SMALL,

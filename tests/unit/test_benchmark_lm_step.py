@@ -5,7 +5,10 @@ import json
 import pytest
 
 from benchmarks import lm_step as benchmark
-from speechbrain_stablequant.adapters import DomainConfig, added_parameters
+from speechbrain_stablequant.models.multi_domain import (
+    DomainConfig,
+    added_parameters,
+)
 
 TINY = benchmark.Size(30, 16, 4, 2, 24)
 

@@ -10,8 +10,8 @@ from speechbrain_stablequant.core.plan import (
     QuantizationScheme,
 )
 from speechbrain_stablequant.errors import PlanError, StableQuantError
-from speechbrain_stablequant.huggingface import HuBERT
 from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.models.huggingface import HuBERT
 from speechbrain_stablequant.storage import (
     PAPER_SCALE_NUM_BYTES,
     estimated_run_time,

@@ -38,7 +38,7 @@ def make_student(teacher, num_layers=None, freeze_feature_extractor=False):
     Example
     -------
     >>> from downstream import show_hidden_states
-    >>> from speechbrain_stablequant.huggingface import Wav2Vec2
+    >>> from speechbrain_stablequant.models.huggingface import Wav2Vec2
     >>> teacher = Wav2Vec2({"model_type": "wav2vec2", "num_hidden_layers": 3})
     >>> show_hidden_states(teacher)
     >>> len(make_student(teacher, 2)(torch.randn(1, 4000)))
@@ -78,7 +78,7 @@ class PredictionHeads(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_stablequant.huggingface import Wav2Vec2
+    >>> from speechbrain_stablequant.models.huggingface import Wav2Vec2
     >>> teacher = Wav2Vec2({"model_type": "wav2vec2"})
     >>> heads = PredictionHeads(teacher)
     >>> heads.target_layers, heads(torch.randn(3, 2, 5, 768)).shape

@@ -74,7 +74,7 @@ def write_encoder(config, weights, out):
     name = wrapper_name(config["model_type"], weights)
     block = yaml.safe_dump({"source": config}, sort_keys=False)
     text = HEADER.format(name=name, kind="quantized" if quantized else "float")
-    text += f"encoder: !new:speechbrain_stablequant.huggingface.{name}\n"
+    text += f"encoder: !new:speechbrain_stablequant.models.huggingface.{name}\n"
     text += "".join(f"   {line}\n" for line in block.splitlines())
     text += TAIL + (HOOK if quantized else "")
     shutil.copyfile(weights, out / "encoder.ckpt")
@@ -114,7 +114,7 @@ def read_config(experiment, module):
     from huggingface_hub.constants import HF_HUB_CACHE
     from transformers import AutoConfig
 
-    from speechbrain_stablequant import huggingface
+    from speechbrain_stablequant.models import huggingface
 
     name = wrapper_name(AutoConfig.from_pretrained(source).model_type, source)
     return config_of(getattr(huggingface, name)(source, HF_HUB_CACHE))

@@ -94,7 +94,7 @@ def without_weights(recipe: Recipe) -> tuple[dict[str, Node], Optional[str]]:
             if key not in _LEFT_OUT
         }
         changes[name] = new(
-            f"speechbrain_stablequant.huggingface.{wrapper}",
+            f"speechbrain_stablequant.models.huggingface.{wrapper}",
             source=inline(config),
             **kept,
         )
@@ -103,7 +103,7 @@ def without_weights(recipe: Recipe) -> tuple[dict[str, Node], Optional[str]]:
 
 def _fetched_config(recipe: Recipe, wrapper: str, source: str, node: Node):
     """Return the configuration of a pretrained model, or its hub name."""
-    from speechbrain_stablequant import huggingface
+    from speechbrain_stablequant.models import huggingface
 
     folder = arguments(node).get("save_path")
     cache = None if folder is None else recipe.locate(str(plain(folder)))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from speechbrain_stablequant.adapters import MultiDomainLM
-from tests.unit.adapters.models import transformer
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM
 from tests.unit.cli.conftest import SAMPLES, make_report
+from tests.unit.models.multi_domain.models import transformer
 
 
 class Bomb:

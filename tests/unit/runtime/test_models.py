@@ -64,7 +64,7 @@ ENCODER = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoders_with_padding(family):
     pytest.importorskip("transformers")
-    from speechbrain_stablequant import huggingface
+    from speechbrain_stablequant.models import huggingface
 
     name, options = FAMILIES[family]
     model = getattr(huggingface, name)(

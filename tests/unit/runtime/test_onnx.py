@@ -253,7 +253,7 @@ def test_a_layer_without_integer_kernels_is_an_error(model, shape, knobs):
 
 def wav2vec2():
     pytest.importorskip("transformers")
-    from speechbrain_stablequant.huggingface import Wav2Vec2
+    from speechbrain_stablequant.models.huggingface import Wav2Vec2
 
     config = {
         "model_type": "wav2vec2",

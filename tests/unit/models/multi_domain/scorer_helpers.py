@@ -5,8 +5,11 @@ from speechbrain.decoders.scorer import TransformerLMScorer
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from torch import nn
 
-from speechbrain_stablequant.adapters import DomainConfig, MultiDomainLM
-from speechbrain_stablequant.adapters.scorer import (
+from speechbrain_stablequant.models.multi_domain import (
+    DomainConfig,
+    MultiDomainLM,
+)
+from speechbrain_stablequant.models.multi_domain.scorer import (
     TransformerLMScorerWithCache,
 )
 

@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from speechbrain_stablequant import quantize, read_header
-from speechbrain_stablequant.adapters import MultiDomainLM, files
 from speechbrain_stablequant.artifacts import checkpoint
 from speechbrain_stablequant.errors import CheckpointError, StableQuantError
-from tests.unit.adapters import models
-from tests.unit.adapters.models import outputs, refuse
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM, files
+from tests.unit.models.multi_domain import models
+from tests.unit.models.multi_domain.models import outputs, refuse
 
 
 def quantized(bits, names=("music", "weather")):

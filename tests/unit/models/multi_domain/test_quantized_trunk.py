@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_stablequant import QuantizationPlan, quantize
-from speechbrain_stablequant.adapters import MultiDomainLM
 from speechbrain_stablequant.core.numerics import fake_quantize
 from speechbrain_stablequant.core.plan import QuantizationScheme
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
-from tests.unit.adapters import models
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM
+from tests.unit.models.multi_domain import models
 
 BITS = ["W8", "W4", "W2", "W8A8", "W4A4"]
 

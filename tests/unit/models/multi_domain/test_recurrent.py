@@ -6,8 +6,8 @@ import torch
 from speechbrain.decoders.scorer import RNNLMScorer
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.adapters import MultiDomainLM
-from tests.unit.adapters import models
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM
+from tests.unit.models.multi_domain import models
 
 DOMAINS = ["a", None, "a", "b"]
 CELLS = {name: getattr(sb.nnet.RNN, name) for name in ("LSTM", "GRU", "RNN")}

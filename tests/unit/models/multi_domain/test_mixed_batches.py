@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechbrain_stablequant.adapters import MultiDomainLM
 from speechbrain_stablequant.errors import StableQuantError
-from tests.unit.adapters import models
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM
+from tests.unit.models.multi_domain import models
 
 NAMES = ("a", "b", "c")
 TRUNKS = {"transformer": models.transformer, "rnn": models.recurrent}

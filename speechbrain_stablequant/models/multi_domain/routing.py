@@ -6,8 +6,8 @@ from typing import Callable, Optional
 import torch
 from torch import nn
 
-from speechbrain_stablequant.adapters.layers import DomainLayers
 from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.models.multi_domain.layers import DomainLayers
 
 __all__ = ["Routing"]
 

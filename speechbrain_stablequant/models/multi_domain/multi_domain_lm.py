@@ -15,13 +15,15 @@ from speechbrain.lobes.models.RNNLM import RNNLM
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from torch import nn
 
-from speechbrain_stablequant.adapters import files
-from speechbrain_stablequant.adapters.config import DomainConfig
-from speechbrain_stablequant.adapters.layers import DomainLayers
-from speechbrain_stablequant.adapters.recurrent import RecurrentTrunk
-from speechbrain_stablequant.adapters.routing import Routing
-from speechbrain_stablequant.adapters.transformer import TransformerTrunk
 from speechbrain_stablequant.errors import StableQuantError, nearest
+from speechbrain_stablequant.models.multi_domain import files
+from speechbrain_stablequant.models.multi_domain.config import DomainConfig
+from speechbrain_stablequant.models.multi_domain.layers import DomainLayers
+from speechbrain_stablequant.models.multi_domain.recurrent import RecurrentTrunk
+from speechbrain_stablequant.models.multi_domain.routing import Routing
+from speechbrain_stablequant.models.multi_domain.transformer import (
+    TransformerTrunk,
+)
 from speechbrain_stablequant.runtime.state import IN_PARTS
 
 __all__ = ["MultiDomainLM"]

@@ -4,8 +4,8 @@ import torch
 from speechbrain.lobes.models.RNNLM import RNNLM
 from speechbrain.nnet.normalization import LayerNorm
 
-from speechbrain_stablequant.adapters.layers import Sites
-from speechbrain_stablequant.adapters.routing import Routing
+from speechbrain_stablequant.models.multi_domain.layers import Sites
+from speechbrain_stablequant.models.multi_domain.routing import Routing
 
 __all__ = ["RecurrentTrunk"]
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_stablequant.adapters.layers import DomainLayers
-from speechbrain_stablequant.adapters.routing import Routing
 from speechbrain_stablequant.layers.linear import QuantizedLinear
+from speechbrain_stablequant.models.multi_domain.layers import DomainLayers
+from speechbrain_stablequant.models.multi_domain.routing import Routing
 
 __all__ = ["FusedDomain", "FusedMixture"]
 
@@ -32,8 +32,10 @@ class FusedDomain:
 
     Example
     -------
-    >>> from speechbrain_stablequant.adapters.config import DomainConfig
-    >>> from speechbrain_stablequant.adapters.layers import Sites
+    >>> from speechbrain_stablequant.models.multi_domain.config import (
+    ...     DomainConfig,
+    ... )
+    >>> from speechbrain_stablequant.models.multi_domain.layers import Sites
     >>> domain = DomainLayers(DomainConfig(), Sites({"x": 16}, {}, (16, 30)))
     >>> _ = nn.init.normal_(domain.adapters["x"].up.weight)
     >>> x = torch.randn(3, 1, 16)

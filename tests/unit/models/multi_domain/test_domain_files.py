@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from speechbrain_stablequant import quantize, save_quantized
-from speechbrain_stablequant.adapters import MultiDomainLM, files
 from speechbrain_stablequant.errors import StableQuantError
-from tests.unit.adapters import models
-from tests.unit.adapters.models import outputs, refuse
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM, files
+from tests.unit.models.multi_domain import models
+from tests.unit.models.multi_domain.models import outputs, refuse
 
 TRUNKS = {"transformer": models.transformer, "rnn": models.recurrent}
 CONFIGS = (

@@ -6,11 +6,13 @@ from speechbrain.decoders.scorer import TransformerLMScorer
 from torch import nn
 
 from speechbrain_stablequant import accelerate, quantize
-from speechbrain_stablequant.adapters import TransformerLMScorerWithCache
+from speechbrain_stablequant.models.multi_domain import (
+    TransformerLMScorerWithCache,
+)
 from speechbrain_stablequant.runtime import decelerate, runtime_report
 from speechbrain_stablequant.runtime.tracing import inert
-from tests.unit.adapters import models
-from tests.unit.adapters.scorer_helpers import permutation
+from tests.unit.models.multi_domain import models
+from tests.unit.models.multi_domain.scorer_helpers import permutation
 
 RUNTIMES = ("openvino", "onnx")
 DOMAINS = ("a", "b", ["b", "a"], None, ["a"], "a")

@@ -19,13 +19,13 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.adapters.cache import BeamCache
-from speechbrain_stablequant.adapters.scorer import (
-    TransformerLMScorerWithCache,
-)
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.layers import QuantizedModule
-from tests.unit.adapters.scorer_helpers import (
+from speechbrain_stablequant.models.multi_domain.cache import BeamCache
+from speechbrain_stablequant.models.multi_domain.scorer import (
+    TransformerLMScorerWithCache,
+)
+from tests.unit.models.multi_domain.scorer_helpers import (
     DOMAINS,
     VOCAB,
     compare,

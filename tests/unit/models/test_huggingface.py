@@ -3,7 +3,7 @@
 import pytest
 
 from speechbrain_stablequant.errors import KnobError
-from speechbrain_stablequant.huggingface import HuBERT, Wav2Vec2
+from speechbrain_stablequant.models.huggingface import HuBERT, Wav2Vec2
 
 SMALL = {
     "model_type": "wav2vec2",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_stablequant.adapters.config import DomainConfig
+from speechbrain_stablequant.models.multi_domain.config import DomainConfig
 
 __all__ = ["BottleneckAdapter", "DomainLayers", "DomainNorm", "Sites"]
 

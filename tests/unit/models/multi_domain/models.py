@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from speechbrain.lobes.models.RNNLM import RNNLM
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
-from speechbrain_stablequant.adapters import MultiDomainLM
 from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.models.multi_domain import MultiDomainLM
 
 VOCAB = 24
 

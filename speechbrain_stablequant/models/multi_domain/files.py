@@ -17,8 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from speechbrain_stablequant.adapters.config import DomainConfig
-from speechbrain_stablequant.adapters.layers import DomainLayers, Sites
 from speechbrain_stablequant.artifacts import checkpoint
 from speechbrain_stablequant.artifacts.safetensors_file import order_header
 from speechbrain_stablequant.core.files import write_atomically
@@ -30,6 +28,11 @@ from speechbrain_stablequant.errors import (
     nearest,
 )
 from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.models.multi_domain.config import DomainConfig
+from speechbrain_stablequant.models.multi_domain.layers import (
+    DomainLayers,
+    Sites,
+)
 
 __all__ = [
     "DomainHeader",

@@ -11,9 +11,12 @@ from speechbrain.lobes.models.RNNLM import RNNLM
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from speechbrain.nnet.RNN import GRU
 
-from speechbrain_stablequant.adapters import DomainConfig, MultiDomainLM
 from speechbrain_stablequant.errors import KnobError, StableQuantError
-from tests.unit.adapters import models
+from speechbrain_stablequant.models.multi_domain import (
+    DomainConfig,
+    MultiDomainLM,
+)
+from tests.unit.models.multi_domain import models
 
 TRUNKS = {
     "pre-norm": lambda: models.transformer(),

@@ -8,9 +8,9 @@ from speechbrain.lobes.models.transformer.Transformer import (
 )
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
-from speechbrain_stablequant.adapters.layers import Sites
-from speechbrain_stablequant.adapters.routing import Routing
 from speechbrain_stablequant.errors import StableQuantError
+from speechbrain_stablequant.models.multi_domain.layers import Sites
+from speechbrain_stablequant.models.multi_domain.routing import Routing
 
 __all__ = ["TransformerTrunk"]
 

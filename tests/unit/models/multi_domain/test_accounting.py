@@ -6,13 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.adapters import (
+from speechbrain_stablequant.models.multi_domain import (
     DomainConfig,
     MultiDomainLM,
     added_parameters,
 )
-from speechbrain_stablequant.adapters.accounting import num_parameters
-from tests.unit.adapters import models
+from speechbrain_stablequant.models.multi_domain.accounting import (
+    num_parameters,
+)
+from tests.unit.models.multi_domain import models
 
 
 def counts_by_hand(config, layers, width, vocab):

@@ -14,15 +14,22 @@ from speechbrain.nnet.attention import (
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_stablequant.adapters.cache import BeamCache
-from speechbrain_stablequant.adapters.fused import FusedDomain, FusedMixture
-from speechbrain_stablequant.adapters.multi_domain import MultiDomainLM
-from speechbrain_stablequant.adapters.routing import Routing
-from speechbrain_stablequant.adapters.transformer import TransformerTrunk
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.layers import (
     QuantizedModule,
     QuantizedMultiheadAttention,
+)
+from speechbrain_stablequant.models.multi_domain.cache import BeamCache
+from speechbrain_stablequant.models.multi_domain.fused import (
+    FusedDomain,
+    FusedMixture,
+)
+from speechbrain_stablequant.models.multi_domain.multi_domain_lm import (
+    MultiDomainLM,
+)
+from speechbrain_stablequant.models.multi_domain.routing import Routing
+from speechbrain_stablequant.models.multi_domain.transformer import (
+    TransformerTrunk,
 )
 
 __all__ = ["TransformerLMScorerWithCache"]

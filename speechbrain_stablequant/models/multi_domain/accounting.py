@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from speechbrain_stablequant.adapters.multi_domain import MultiDomainLM
 from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.models.multi_domain.multi_domain_lm import (
+    MultiDomainLM,
+)
 
 __all__ = ["AddedParameters", "added_parameters", "num_parameters"]
 
@@ -75,7 +77,7 @@ def added_parameters(lm: MultiDomainLM) -> Iterable[AddedParameters]:
     >>> from speechbrain.lobes.models.transformer.TransformerLM import (
     ...     TransformerLM,
     ... )
-    >>> from speechbrain_stablequant.adapters import DomainConfig
+    >>> from speechbrain_stablequant.models.multi_domain import DomainConfig
     >>> lm = MultiDomainLM(
     ...     TransformerLM(8000, 512, 8, 9, 0, 2048),
     ...     {
