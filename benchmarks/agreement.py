@@ -20,7 +20,7 @@ from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.guard import test_name
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 from speechbrain_stablequant.runtime import make_backend
 
 # The block is imported by its name; so is this folder.

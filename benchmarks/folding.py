@@ -35,7 +35,7 @@ from torch import nn
 from speechbrain_stablequant.layers import Conversion, cached_weights
 from speechbrain_stablequant.methods.pipeline import make_plan
 from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 from speechbrain_stablequant.runtime import accelerate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

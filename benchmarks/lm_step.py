@@ -42,7 +42,7 @@ from speechbrain_stablequant.models.multi_domain import (
     TransformerLMScorerWithCache,
     added_parameters,
 )
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 
 BEAMS = 10
 LENGTHS = (10, 20, 50, 100)

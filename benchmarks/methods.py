@@ -22,7 +22,7 @@ from speechbrain_stablequant.brain import find_metrics
 from speechbrain_stablequant.guard import test_name
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 
 # The block is imported by its name; so is this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -32,9 +32,12 @@ from speechbrain_stablequant.guard import test_name
 from speechbrain_stablequant.methods.presets import preset_knobs
 from speechbrain_stablequant.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
-from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.report.front import bits_by_type, sort_bits
-from speechbrain_stablequant.report.points import (
+from speechbrain_stablequant.report.data import environment
+from speechbrain_stablequant.report.mixed_precision import (
+    bits_by_type,
+    sort_bits,
+)
+from speechbrain_stablequant.report.pareto import (
     Front,
     FrontPoint,
     mark_efficient,

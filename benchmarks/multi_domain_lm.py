@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.multi_domain_models import Model, evaluate, load_sentences
 from speechbrain_stablequant.artifacts.checkpoint import save_quantized
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "MultiDomainLM"
 DOMAINS = {

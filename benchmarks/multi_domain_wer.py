@@ -21,7 +21,7 @@ from speechbrain_stablequant.metrics.metric import Metric, items_of
 from speechbrain_stablequant.models.multi_domain import (
     TransformerLMScorerWithCache,
 )
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 
 ASR = Path(__file__).resolve().parents[1] / "recipes" / "MultiDomainLM" / "ASR"
 REFERENCE = "scratch"

@@ -23,12 +23,8 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
-from speechbrain_stablequant import (
-    accelerate,
-    load_quantized,
-    runtime_report,
-)
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant import accelerate, load_quantized, runtime_report
+from speechbrain_stablequant.report.data import environment
 
 
 def build(channels: int) -> ECAPA_TDNN:

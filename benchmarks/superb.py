@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from speechbrain_stablequant.metrics.metric import Item, Metric
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 
 logger = logging.getLogger(__name__)
 

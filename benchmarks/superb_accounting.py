@@ -23,7 +23,7 @@ from speechbrain.inference.encoders import WaveformEncoder
 
 from speechbrain_stablequant import accelerate, read_header, runtime_report
 from speechbrain_stablequant.errors import CheckpointError
-from speechbrain_stablequant.report.environment import environment
+from speechbrain_stablequant.report.data import environment
 from speechbrain_stablequant.storage import storage_of
 
 SECONDS, TURNS = 10, 15

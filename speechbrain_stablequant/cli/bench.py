@@ -108,7 +108,7 @@ def _load(arguments):
 
 def _setting(arguments, model, seconds: list[float]) -> dict:
     """Return what was measured, and on what."""
-    from speechbrain_stablequant.report.environment import environment
+    from speechbrain_stablequant.report.data import environment
 
     return {
         "source": arguments.source,

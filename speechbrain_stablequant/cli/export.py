@@ -125,7 +125,7 @@ def _row(part, path: Path, checks: list[dict]) -> dict:
 def _about(arguments, model, rows: list[dict]) -> dict:
     from importlib import metadata
 
-    from speechbrain_stablequant.report.environment import environment
+    from speechbrain_stablequant.report.data import environment
 
     packages = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
     return {

@@ -1,13 +1,23 @@
 """What a report holds as plain data, beside the scores of its tests."""
 
+import contextlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import speechbrain
+import torch
+
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.metrics.metric import Item, Metric
+from speechbrain_stablequant.runtime.processor import detect_processor
 
 __all__ = [
     "FLOAT",
     "bits_of",
+    "environment",
     "histogram_rows",
     "item_rows",
     "layer_rows",
@@ -134,3 +144,41 @@ def _sums(items):
     if items is None:
         return None
     return [[item.key, item.errors, item.weight] for item in sorted(items)]
+
+
+def environment() -> dict:
+    """Return hardware and versions, to stand beside measured figures.
+
+    Returns
+    -------
+    dict
+        Plain data: processor, threads and versions.
+
+    Example
+    -------
+    >>> environment()["threads"] >= 1
+    True
+    """
+    runtimes = {}
+    for name in ("openvino", "onnxruntime"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            runtimes[name] = metadata.version(name)
+    return {
+        "processor": _processor(),
+        "features": sorted(detect_processor().features),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "speechbrain": speechbrain.__version__,
+        **runtimes,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1] for line in lines if "model name" in line)
+    found = next(names, "").strip()
+    return found or platform.processor() or platform.machine()

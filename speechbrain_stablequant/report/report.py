@@ -13,18 +13,18 @@ from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.metrics.pass_measure import PassMeasure
 from speechbrain_stablequant.report.data import (
+    environment,
     histogram_rows,
     item_rows,
     layer_rows,
 )
-from speechbrain_stablequant.report.environment import environment
-from speechbrain_stablequant.report.front import (
+from speechbrain_stablequant.report.loggers import log_results
+from speechbrain_stablequant.report.mixed_precision import (
     chosen_bits,
     front_lines,
     save_front,
 )
-from speechbrain_stablequant.report.loggers import log_results
-from speechbrain_stablequant.report.page.files import make_page
+from speechbrain_stablequant.report.page.render import make_page
 from speechbrain_stablequant.report.rows import (
     search_lines,
     size_row,

@@ -7,13 +7,13 @@ from typing import Callable
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.report import plots
-from speechbrain_stablequant.report.front import layer_type
+from speechbrain_stablequant.report.mixed_precision import layer_type
 from speechbrain_stablequant.report.page.facts import (
     clipped_histograms,
     size_parts,
     speed_table,
 )
-from speechbrain_stablequant.report.points import Front
+from speechbrain_stablequant.report.pareto import Front
 
 __all__ = ["Picture", "draw_pictures"]
 

@@ -20,13 +20,13 @@ from speechbrain_stablequant.core.format import (
     is_number,
     number,
 )
+from speechbrain_stablequant.report.pareto import Front, FrontPoint
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     power_label,
     save_figure,
     styled,
 )
-from speechbrain_stablequant.report.points import Front, FrontPoint
 
 __all__ = ["front_figure", "plot_front"]
 

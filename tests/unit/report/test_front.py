@@ -17,8 +17,9 @@ from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.methods.coverage import cover
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.report import Report, front
-from speechbrain_stablequant.report.points import FrontPoint, mark_efficient
+from speechbrain_stablequant.report import Report
+from speechbrain_stablequant.report import mixed_precision as front
+from speechbrain_stablequant.report.pareto import FrontPoint, mark_efficient
 from tests.unit.report.helpers import planned, search_report, without_metric
 
 

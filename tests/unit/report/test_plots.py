@@ -7,8 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from speechbrain_stablequant.report import plots
 from speechbrain_stablequant.report.data import layer_rows
-from speechbrain_stablequant.report.front import chosen_bits, layer_type
-from speechbrain_stablequant.report.points import Front, FrontPoint
+from speechbrain_stablequant.report.mixed_precision import (
+    chosen_bits,
+    layer_type,
+)
+from speechbrain_stablequant.report.pareto import Front, FrontPoint
 from tests.unit.report.helpers import (
     flagging_search,
     planned,
