@@ -30,7 +30,7 @@ from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.metrics.pass_measure import measured_pass
 from speechbrain_stablequant.planner import Planner, shows_progress
 from speechbrain_stablequant.pretrained import watch_pretrainer
-from speechbrain_stablequant.publishing.at_exit import make_publisher
+from speechbrain_stablequant.publishing.schedule import make_publisher
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.runtime import make_backend, require_cpu, running
 from speechbrain_stablequant.validation import (

@@ -94,8 +94,8 @@ def _measured(arguments, threads: int) -> dict:
 
 def _load(arguments):
     """Return the model and the signals that it is to hear."""
-    from speechbrain_stablequant.deployment.models import load_model, read_audio
     from speechbrain_stablequant.errors import SourceError
+    from speechbrain_stablequant.publishing.load import load_model, read_audio
 
     model = load_model(arguments.source)
     if not model.takes_audio:

@@ -48,13 +48,13 @@ def run(arguments) -> dict:
     """Load, export, verify."""
     from speechbrain_stablequant.cli.output import note, to_json
     from speechbrain_stablequant.core.files import check_output, filled
-    from speechbrain_stablequant.deployment.exporting import (
+    from speechbrain_stablequant.publishing.export import (
         find_parts,
         samples,
         verify,
         write_part,
     )
-    from speechbrain_stablequant.deployment.models import load_model
+    from speechbrain_stablequant.publishing.load import load_model
 
     output = check_output(arguments.output, arguments.overwrite)
     model = load_model(arguments.source)

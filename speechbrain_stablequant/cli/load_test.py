@@ -26,9 +26,9 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Load it and run it."""
-    from speechbrain_stablequant.publishing.clean import run_clean
+    from speechbrain_stablequant.publishing.clean_process import run_clean
     from speechbrain_stablequant.publishing.interfaces import interface
-    from speechbrain_stablequant.publishing.published import interface_of
+    from speechbrain_stablequant.publishing.load import interface_of
 
     arguments.source = _folder(arguments.source)
     if arguments.interface:

@@ -9,10 +9,10 @@ from typing import Callable, Optional
 
 import torch
 
-from speechbrain_stablequant.deployment.models import LoadedModel
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.layers import cached_weights
 from speechbrain_stablequant.layers.dequantize import in_float
+from speechbrain_stablequant.publishing.load import LoadedModel
 from speechbrain_stablequant.runtime import Acceleration, make_backend
 
 __all__ = ["Candidate", "agreement", "batched", "candidates", "measure"]

@@ -4,14 +4,14 @@ from speechbrain_stablequant.core.lazy import lazy_names
 
 # Imported when first used: the block of every recipe passes by here.
 _HOMES = {
-    "About": "about",
+    "About": "options",
     "Check": "check",
     "Destination": "destination",
     "Publication": "publish",
-    "PublishKnobs": "at_exit",
+    "PublishKnobs": "schedule",
     "PublishOptions": "publish",
-    "interface_of": "published",
-    "load": "published",
+    "interface_of": "load",
+    "load": "load",
     "make_folder": "publish",
     "model_card": "card",
 }

@@ -5,7 +5,6 @@ from typing import Any, Optional
 from huggingface_hub import EvalResult, ModelCardData
 
 from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.publishing.about import About
 from speechbrain_stablequant.publishing.card_sections import (
     METRICS,
     coverage,
@@ -18,6 +17,7 @@ from speechbrain_stablequant.publishing.card_sections import (
 )
 from speechbrain_stablequant.publishing.check import Check
 from speechbrain_stablequant.publishing.interfaces import Interface
+from speechbrain_stablequant.publishing.options import About
 
 __all__ = ["model_card"]
 

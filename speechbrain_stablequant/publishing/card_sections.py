@@ -13,9 +13,9 @@ from speechbrain_stablequant.core.format import (
     times_as_fast,
 )
 from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.publishing.about import About
 from speechbrain_stablequant.publishing.check import Check
 from speechbrain_stablequant.publishing.interfaces import Interface
+from speechbrain_stablequant.publishing.options import About
 
 __all__ = [
     "METRICS",

@@ -1,25 +1,29 @@
 """Score some of the test again with a folder, as a stranger would load it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from speechbrain_stablequant.artifacts.checkpoint_reader import read_header
+from speechbrain_stablequant.artifacts.experiment import Experiment
+from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.metrics.verification.trials import canonical_id
-from speechbrain_stablequant.publishing.clean import run_clean
-from speechbrain_stablequant.publishing.departures import score_normalization
-from speechbrain_stablequant.publishing.examples import (
+from speechbrain_stablequant.publishing.clean_process import run_clean
+from speechbrain_stablequant.publishing.deviations import score_normalization
+from speechbrain_stablequant.publishing.interfaces import Interface
+from speechbrain_stablequant.publishing.inventory import Recipe
+from speechbrain_stablequant.publishing.score_items import (
     Utterance,
     label_column,
     recorded_items,
     recorded_scores,
     utterances,
 )
-from speechbrain_stablequant.publishing.interfaces import Interface
-from speechbrain_stablequant.publishing.recipe import Recipe
 
-__all__ = ["Check", "check_folder"]
+__all__ = ["Check", "check_folder", "require_one_run"]
 
 _ITEMS = 12  # utterances or trials that are scored again
 _NOISE = {"key": "noise", "noise": 2.0}  # seconds, where there is no speech
@@ -301,3 +305,43 @@ def _scored(check: Check, metric: str, pairs) -> Check:
         abs(new[0] - old[0]) <= 1e-3 * max(1.0, old[0]) for new, old in pairs
     )
     return check
+
+
+_AGAIN = "Run the recipe once more (--test_only), so that all are of one run."
+
+
+def require_one_run(experiment: Experiment) -> None:
+    """Refuse an experiment whose parts contradict each other.
+
+    Raises
+    ------
+    PublishError
+        If the plan is another than that of the packed files, or the report is
+        about files of other sizes.
+    """
+    packed = {
+        _text(layer)
+        for path in experiment.checkpoints.values()
+        for layer in read_header(path)["plan"].layers.values()
+    }
+    planned = {_text(layer) for layer in experiment.plan.layers.values()}
+    if packed - planned:
+        raise PublishError(
+            f"{experiment.ptq / 'plan.json'} is not the plan that the files in "
+            f"{experiment.ptq / 'checkpoint'} were packed with: it was edited, "
+            f"or is of another run. {_AGAIN}"
+        )
+    for file in experiment.report["files"]:
+        path = experiment.checkpoints.get(file["name"])
+        if path is None or path.stat().st_size != file["num_bytes"]:
+            raise PublishError(
+                f"{experiment.ptq / 'report.json'} is about a {file['name']}.ckpt "
+                f"of {file['num_bytes']} bytes, which is not in "
+                f"{experiment.ptq / 'checkpoint'}. {_AGAIN}"
+            )
+
+
+def _text(layer: LayerPlan) -> str:
+    """Return a layer's plan in a form to compare, without names."""
+    fields = {**asdict(layer), "unit": ""}
+    return json.dumps(fields, sort_keys=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.examples import (
+from speechbrain_stablequant.publishing.interfaces import Blueprint
+from speechbrain_stablequant.publishing.inventory import Recipe
+from speechbrain_stablequant.publishing.privacy import without_paths
+from speechbrain_stablequant.publishing.score_items import (
     Utterance,
     example_audio,
     utterances,
 )
-from speechbrain_stablequant.publishing.interfaces import Blueprint
-from speechbrain_stablequant.publishing.recipe import Recipe
-from speechbrain_stablequant.publishing.tokenizers import without_paths
 from speechbrain_stablequant.report.page import render_page
 
 __all__ = [

@@ -12,10 +12,12 @@ from speechbrain_stablequant.artifacts.hyperparams import (
     class_name,
 )
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.about import About
 from speechbrain_stablequant.publishing.card import model_card
-from speechbrain_stablequant.publishing.check import Check, check_folder
-from speechbrain_stablequant.publishing.consistency import require_one_run
+from speechbrain_stablequant.publishing.check import (
+    Check,
+    check_folder,
+    require_one_run,
+)
 from speechbrain_stablequant.publishing.folder import (
     HubFolder,
     fill_folder,
@@ -26,13 +28,15 @@ from speechbrain_stablequant.publishing.interfaces import (
     Blueprint,
     choose,
     interface,
+    make_blueprint,
 )
+from speechbrain_stablequant.publishing.inventory import Recipe
+from speechbrain_stablequant.publishing.load import interface_of
+from speechbrain_stablequant.publishing.options import About
 from speechbrain_stablequant.publishing.privacy import (
     find_private,
     private_words,
 )
-from speechbrain_stablequant.publishing.published import interface_of
-from speechbrain_stablequant.publishing.recipe import Recipe
 
 __all__ = ["Publication", "PublishOptions", "make_folder"]
 
@@ -154,7 +158,7 @@ def make_folder(
 
 def _blueprint(recipe: Recipe, options: PublishOptions) -> Blueprint:
     if options.hyperparams is None:
-        return choose(recipe, options.interface).blueprint(recipe)
+        return make_blueprint(choose(recipe, options.interface), recipe)
     return _given_blueprint(recipe, Path(options.hyperparams), options)
 
 

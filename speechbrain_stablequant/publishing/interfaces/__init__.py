@@ -1,8 +1,9 @@
 """Which stock interface loads an experiment, and what its YAML needs."""
 
-from speechbrain_stablequant.publishing.interfaces.base import (
+from speechbrain_stablequant.publishing.interfaces.base import Interface
+from speechbrain_stablequant.publishing.interfaces.blueprint import (
     Blueprint,
-    Interface,
+    make_blueprint,
 )
 from speechbrain_stablequant.publishing.interfaces.registry import (
     INTERFACES,
@@ -10,4 +11,11 @@ from speechbrain_stablequant.publishing.interfaces.registry import (
     interface,
 )
 
-__all__ = ["INTERFACES", "Blueprint", "Interface", "choose", "interface"]
+__all__ = [
+    "INTERFACES",
+    "Blueprint",
+    "Interface",
+    "choose",
+    "interface",
+    "make_blueprint",
+]

@@ -1,39 +1,14 @@
-"""What an interface is, and the YAML that it is given."""
+"""What an inference interface is, and what it takes from an experiment."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
 from yaml import MappingNode, Node
 
-from speechbrain_stablequant.artifacts.hyperparams import (
-    Selection,
-    class_name,
-    inline,
-    new,
-    reference,
-    refers_to,
-)
-from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.departures import (
-    departures,
-    refuse_switches,
-)
-from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.artifacts.hyperparams import class_name, inline
+from speechbrain_stablequant.publishing.inventory import Recipe
 
-__all__ = ["Blueprint", "Interface", "Needs"]
-
-LOAD_HOOK = "speechbrain_stablequant.load_quantized"
-HEADER = """\
-# ################################
-# {title}, quantized
-# > from {module} import {interface}
-# > {interface}.from_hparams(source="this folder, or its name on the hub")
-# It needs the package speechbrain_stablequant: no float weights are fetched,
-# and the pretrainer's hooks read the quantized files.
-# ################################
-
-"""
+__all__ = ["Interface", "Needs"]
 
 
 @dataclass
@@ -82,173 +57,6 @@ class Interface:
     title: str
     fits: Callable[[Recipe], bool]
     needs: Callable[[Recipe], Needs]
-
-    def blueprint(self, recipe: Recipe) -> "Blueprint":
-        """Return the inference YAML of an experiment, and its files.
-
-        Raises
-        ------
-        PublishError
-            If the experiment lacks something that the interface needs.
-        """
-        return make_blueprint(self, recipe)
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """An inference YAML, and the files that it loads.
-
-    Arguments
-    ---------
-    interface : Interface
-        What loads it.
-    text : str
-        The YAML.
-    files : sequence of str
-        Names of the loadables whose files belong into the folder.
-    elsewhere : dict
-        Loadables that come from a hub repository of others, by name.
-    base_model : str, optional
-        Name of the pretrained encoder that training began with.
-    departures : list of str
-        Steps of the recipe's test that the interface leaves out.
-    foreign : list of str
-        Loadables that the recipe's pretrainer has and its checkpointer has not:
-        they were not trained in it.
-    """
-
-    interface: Interface
-    text: str
-    files: Sequence[str]
-    elsewhere: dict[str, str] = field(default_factory=dict)
-    base_model: Optional[str] = None
-    departures: Sequence[str] = ()
-    foreign: Sequence[str] = ()
-
-
-def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
-    """Put together what `Interface.needs` asks for."""
-    from speechbrain_stablequant.publishing.interfaces.encoder import (
-        without_weights,
-    )
-
-    refuse_switches(recipe)
-    needs = interface.needs(recipe)
-    nodes = {**needs.nodes, **_audio_normalizer(interface, recipe)}
-    changes, base_model = without_weights(recipe)
-    changes.update(
-        {
-            name: node
-            for name, node in nodes.items()
-            if node is not None and not refers_to(node, name)
-        }
-    )
-    changes["modules"] = inline(needs.modules)
-    selection = Selection(recipe.definitions, changes)
-    selection.add([*nodes, "modules"])
-    loadables = _loadables(recipe, selection, needs)
-    files, elsewhere = _sources(recipe, loadables)
-    changes["pretrainer"] = _pretrainer(loadables, recipe, elsewhere)
-    selection.add(["pretrainer"])
-    header = HEADER.format(
-        title=interface.title, module=interface.module, interface=interface.name
-    )
-    return Blueprint(
-        interface,
-        header + selection.text(),
-        files,
-        elsewhere,
-        base_model,
-        departures(recipe, interface.name),
-        [name for name in files if recipe.is_foreign(name)],
-    )
-
-
-def _audio_normalizer(interface: Interface, recipe: Recipe) -> dict[str, Node]:
-    """Return what interfaces need at another sampling rate than 16 kHz."""
-    rate = recipe.number("sample_rate", 16000)
-    if rate == 16000 or interface.task == "text-generation":
-        return {}
-    name = "speechbrain.dataio.preprocess.AudioNormalizer"
-    return {"audio_normalizer": new(name, sample_rate=rate)}
-
-
-def _loadables(
-    recipe: Recipe, selection: Selection, needs: Needs
-) -> dict[str, Node]:
-    """Return what is loaded: files whose modules the YAML has, and more."""
-    found = {}
-    chosen = set(selection.blocks)
-    named = {
-        recipe.definitions.name_of(node) for node in recipe.modules.values()
-    }
-    for name in recipe.files:
-        node = recipe.object(name)
-        if node is None:
-            continue
-        parts = recipe.names_within(node)
-        if parts & chosen & named or recipe.definitions.name_of(node) in chosen:
-            found[name] = _named(recipe, name, node, selection)
-    found.update(needs.loadables)
-    lacking = recipe.quantized & set(needs.modules) - set(found)
-    if lacking:
-        raise PublishError(f"Nothing loads {sorted(lacking)}.")
-    return found
-
-
-def _named(recipe: Recipe, name: str, node: Node, selection: Selection):
-    """Return a reference to a loadable, which gets a name if it has none."""
-    known = recipe.definitions.name_of(node)
-    if known is None:
-        known = name
-        selection.changes.setdefault(name, node)
-    return reference(known)
-
-
-def _sources(recipe: Recipe, loadables) -> tuple[list[str], dict[str, str]]:
-    """Return names of files to copy, and hub paths of others' files."""
-    files, elsewhere = [], {}
-    for name in loadables:
-        if name in recipe.files:
-            files.append(name)
-            continue
-        path = recipe.pretrained_path(name)
-        local = None if path is None else recipe.locate(path)
-        if local is not None:
-            recipe.files[name] = local
-            files.append(name)
-        elif path is not None and _is_hub_path(path):
-            elsewhere[name] = path
-        else:
-            raise PublishError(
-                f"The file of '{name}' was not found"
-                + (f" at {path}" if path else "")
-                + f": put it into {recipe.experiment.ptq / 'checkpoint'} as "
-                f"{name}.ckpt."
-            )
-    return files, elsewhere
-
-
-def _is_hub_path(path: str) -> bool:
-    """Whether a path can only be one of the hub: user/name/file."""
-    return not path.startswith(("/", ".", "~")) and path.count("/") >= 2
-
-
-def _pretrainer(loadables, recipe: Recipe, elsewhere) -> Node:
-    """Return the pretrainer: quantized files go through our hook."""
-    given: dict = {"loadables": dict(loadables)}
-    hooks = {}
-    for name in loadables:
-        if name in recipe.quantized:
-            hook = inline({})
-            hook.tag = f"!name:{LOAD_HOOK}"
-            hook.flow_style = True
-            hooks[name] = hook
-    if hooks:
-        given["custom_hooks"] = hooks
-    if elsewhere:
-        given["paths"] = dict(elsewhere)
-    return new("speechbrain.utils.parameter_transfer.Pretrainer", **given)
 
 
 def name_node(name: str, **arguments) -> Node:

@@ -15,7 +15,7 @@ from speechbrain_stablequant.artifacts.hyperparams import (
 )
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
-from speechbrain_stablequant.publishing.recipe import ENCODERS, Recipe
+from speechbrain_stablequant.publishing.inventory import ENCODERS, Recipe
 
 __all__ = ["WAVEFORM_ENCODER", "config_of", "without_weights"]
 

@@ -6,7 +6,7 @@ from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
 from speechbrain_stablequant.publishing.interfaces.recognition import (
     LANGUAGE_MODELS,
 )
-from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = ["LANGUAGE_MODEL"]
 

@@ -19,7 +19,7 @@ from speechbrain_stablequant.publishing.interfaces.base import (
     is_class,
     name_node,
 )
-from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = ["ENCODER_ASR", "ENCODER_DECODER_ASR"]
 

@@ -18,7 +18,7 @@ from speechbrain_stablequant.publishing.interfaces.speaker import (
     ENCODER_CLASSIFIER,
     SPEAKER_RECOGNITION,
 )
-from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = ["INTERFACES", "choose", "interface"]
 

@@ -5,7 +5,7 @@ from yaml import Node
 from speechbrain_stablequant.artifacts.hyperparams import new, reference
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
-from speechbrain_stablequant.publishing.recipe import NORMALIZERS, Recipe
+from speechbrain_stablequant.publishing.inventory import NORMALIZERS, Recipe
 
 __all__ = ["ENCODER_CLASSIFIER", "SPEAKER_RECOGNITION"]
 

@@ -77,7 +77,7 @@ def test_exported_speaker_model(speaker, stablequant, tmp_path):
 def test_failed_check_of_an_export(
     published, stablequant, tmp_path, monkeypatch
 ):
-    from speechbrain_stablequant.deployment import exporting
+    from speechbrain_stablequant.publishing import export as exporting
 
     monkeypatch.setattr(exporting, "LOWEST_SNR", 500.0)
     arguments = [

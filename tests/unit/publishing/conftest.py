@@ -8,7 +8,7 @@ from torch import nn
 
 from speechbrain_stablequant import quantize, save_quantized
 from speechbrain_stablequant.artifacts.experiment import Experiment
-from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.publishing.inventory import Recipe
 
 REPORT = {"label": "W8", "tests": [], "coverage": {}, "files": []}
 

@@ -7,7 +7,11 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.interfaces import choose, interface
+from speechbrain_stablequant.publishing.interfaces import (
+    choose,
+    interface,
+    make_blueprint,
+)
 
 LABELS = "'a' => 0\n'b' => 1\n================\n'starting_index' => 0\n"
 TOKENIZER = "ptq/checkpoint/tokenizer.ckpt"
@@ -50,7 +54,7 @@ checkpointer: !new:speechbrain.utils.checkpoints.Checkpointer
 
 
 def blueprint(recipe, name=None):
-    return choose(recipe, name).blueprint(recipe)
+    return make_blueprint(choose(recipe, name), recipe)
 
 
 def objects(found):
@@ -83,7 +87,7 @@ def test_another_sampling_rate(make_recipe):
 def test_another_sampling_rate_of_speakers(make_recipe):
     text = SPEAKER.replace("16000", "8000")
     recipe = make_recipe(text, ("embedding_model",))
-    found = interface("SpeakerRecognition").blueprint(recipe)
+    found = make_blueprint(interface("SpeakerRecognition"), recipe)
     assert objects(found)["audio_normalizer"].sample_rate == 8000
 
 
@@ -105,7 +109,7 @@ def test_an_encoder_of_that_name(make_recipe):
 
 def test_modules_without_a_name_of_their_own(make_recipe):
     recipe = make_recipe(SPEAKER, ("embedding_model", "classifier"))
-    made = objects(interface("SpeakerRecognition").blueprint(recipe))
+    made = objects(make_blueprint(interface("SpeakerRecognition"), recipe))
     module = made["modules"]["embedding_model"]
     assert made["pretrainer"].loadables["embedding_model"] is module
 

@@ -3,8 +3,10 @@
 import pytest
 import sentencepiece
 
-from speechbrain_stablequant.publishing.privacy import find_private
-from speechbrain_stablequant.publishing.tokenizers import without_paths
+from speechbrain_stablequant.publishing.privacy import (
+    find_private,
+    without_paths,
+)
 
 
 def found(folder, name, text, words=()):

@@ -10,7 +10,7 @@ from speechbrain.dataio.dataio import load_data_csv, load_data_json
 from yaml import Node
 
 from speechbrain_stablequant.artifacts.hyperparams import plain
-from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = [
     "Utterance",

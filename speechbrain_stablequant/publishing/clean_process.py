@@ -1,22 +1,29 @@
 """Run in a process of its own: load a folder as a stranger would, and score.
 
-> python -m speechbrain_stablequant.publishing.rescore task.json result.json
+> python -m speechbrain_stablequant.publishing.clean_process task.json result.json
 
-The task is what `speechbrain_stablequant.publishing.clean` writes.
+The task is what `speechbrain_stablequant.publishing.clean_process` writes.
 """
 
 import importlib
 import json
+import os
+import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
 from speechbrain.utils.metric_stats import ErrorRateStats
 
+import speechbrain_stablequant
+from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.layers import QuantizedModule
+from speechbrain_stablequant.publishing.interfaces import Interface
 
-__all__ = ["load", "run", "unloaded_parameters"]
+__all__ = ["load", "run", "run_clean", "unloaded_parameters"]
 
 
 def load(source: str, interface: dict[str, str], savedir: str):
@@ -241,3 +248,96 @@ _RUNNERS: dict[str, Callable] = {
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Path(sys.argv[2]).write_text(json.dumps(run(given)), encoding="utf-8")
+
+
+def run_clean(
+    source: str,
+    interface: Interface,
+    items: list[dict[str, Any]],
+    name: str = "",
+) -> dict[str, Any]:
+    """Load and run a model in a process of its own.
+
+    Arguments
+    ---------
+    source : str
+        Folder or hub name.
+    interface : Interface
+        What loads it.
+    items : list of dict
+        See `speechbrain_stablequant.publishing.clean_process`.
+    name : str
+        What to call it in errors; by default the source.
+
+    Returns
+    -------
+    dict
+        ``results`` by key, ``num_parameters``, ``quantized_layers``.
+
+    Raises
+    ------
+    PublishError
+        If that fails, with the reason, or parameters get no value.
+    """
+    folder = Path(source)
+    name = name or source
+    with tempfile.TemporaryDirectory() as scratch:
+        task = {
+            "source": str(folder.resolve()) if folder.is_dir() else source,
+            "interface": {"module": interface.module, "name": interface.name},
+            "savedir": str(Path(scratch) / "loaded"),
+            "items": items,
+            "seed": 1986,
+        }
+        files = [Path(scratch) / file for file in ("task.json", "result.json")]
+        files[0].write_text(json.dumps(task), encoding="utf-8")
+        module = "speechbrain_stablequant.publishing.clean_process"
+        done = subprocess.run(
+            [sys.executable, "-m", module, *map(str, files)],
+            cwd=scratch,  # the recipe's modules are not importable from here
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            why = _reason(done).replace(str(folder.resolve()), name)
+            raise PublishError(
+                f"{interface.name}.from_hparams cannot load or run {name} in a "
+                f"clean process: {why[:800]}"
+            )
+        found = json.loads(files[1].read_text(encoding="utf-8"))
+    if found["unloaded"]:
+        names = ", ".join(found["unloaded"][:3])
+        raise PublishError(
+            f"{name} loads, but no file has values for "
+            f"{len(found['unloaded'])} parameters ({names}, ...): they would be "
+            "random. Name their module among the loadables of the pretrainer."
+        )
+    return found
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment, without paths to the user's own modules."""
+    found = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
+    paths = found.pop("PYTHONPATH", "").split(os.pathsep)
+    # This package itself may be found by it.
+    home = Path(speechbrain_stablequant.__file__).resolve().parents[1]
+    if any(path and Path(path).resolve() == home for path in paths):
+        found["PYTHONPATH"] = str(home)
+    return found
+
+
+def _reason(done: subprocess.CompletedProcess) -> str:
+    """Say why a process failed: the message of its traceback."""
+    if done.returncode < 0:
+        return f"the process was killed (signal {-done.returncode})."
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if _names_error(line)]
+    return " ".join(lines[starts[-1] :] if starts else lines[-1:])
+
+
+def _names_error(line: str) -> bool:
+    """Whether a line is ``package.SomeError: message``."""
+    return bool(re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line))

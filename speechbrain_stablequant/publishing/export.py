@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from speechbrain_stablequant.deployment.models import LoadedModel
 from speechbrain_stablequant.errors import RuntimeConversionError
+from speechbrain_stablequant.publishing.load import LoadedModel
 from speechbrain_stablequant.runtime import (
     Acceleration,
     export_onnx,

@@ -2,7 +2,7 @@
 
 from speechbrain_stablequant.artifacts.hyperparams import plain
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.recipe import Recipe
+from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = ["departures", "refuse_switches"]
 
