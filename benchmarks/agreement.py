@@ -15,10 +15,10 @@ from pathlib import Path
 
 from speechbrain.utils.metric_stats import ErrorRateStats
 
-from speechbrain_stablequant.brain import find_metrics, metrics_of
 from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.guard import test_name
-from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+from speechbrain_stablequant.recipe.evaluator import find_metrics, metrics_of
+from speechbrain_stablequant.recipe.isolation import test_name
+from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
 from speechbrain_stablequant.runtime import make_backend

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_stablequant.brain import find_metrics
-from speechbrain_stablequant.guard import test_name
-from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+from speechbrain_stablequant.recipe.evaluator import find_metrics
+from speechbrain_stablequant.recipe.isolation import test_name
+from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
 

@@ -28,9 +28,9 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.core.format import decimals, interval, number
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
-from speechbrain_stablequant.guard import test_name
 from speechbrain_stablequant.methods.presets import preset_knobs
-from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+from speechbrain_stablequant.recipe.isolation import test_name
+from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
 from speechbrain_stablequant.report.mixed_precision import (

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 from speechbrain_stablequant.errors import KnobError
-from speechbrain_stablequant.guard import test_name
-from speechbrain_stablequant.quantizer import PostTrainingQuantizer
+from speechbrain_stablequant.recipe.isolation import test_name
+from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
 

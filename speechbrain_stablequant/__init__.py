@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 # Imported when first used: torch and the toolkit take seconds, which
 # ``stablequant --help`` need not wait for.
 _HOMES = {
-    "PostTrainingQuantizationMixin": "brain",
-    "PostTrainingQuantizer": "quantizer",
+    "PostTrainingQuantizationMixin": "recipe.mixin",
+    "PostTrainingQuantizer": "recipe.quantizer",
     "QuantizationPlan": "core.plan",
     "QuantizationResult": "methods.module",
     "StableQuantError": "errors",
-    "WaveformBatches": "waveforms",
+    "WaveformBatches": "recipe.waveforms",
     "accelerate": "runtime",
     "decelerate": "runtime",
     "load_quantized": "artifacts.checkpoint",

@@ -1,1 +1,1 @@
-"""recipe."""
+"""The block, the mixin, and passes over a Brain that leave no trace."""

@@ -14,13 +14,13 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import CheckpointError
-from speechbrain_stablequant.guard import guarded
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.methods.coverage import cover
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.methods.search import fingerprint
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.methods.training.loop import TrainingLoop
+from speechbrain_stablequant.recipe.isolation import guarded
 
 __all__ = ["RecipeTraining"]
 

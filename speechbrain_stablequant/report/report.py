@@ -142,7 +142,7 @@ class Report:
     ----------
     weights : dict, optional
         Which checkpoint was quantized, where the recipe did not choose it:
-        see `speechbrain_stablequant.kept_weights`.
+        see `speechbrain_stablequant.recipe.checkpoint_selection`.
     """
 
     def __init__(self, label: str, planned: Planned):

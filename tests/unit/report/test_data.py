@@ -7,13 +7,13 @@ import pytest
 import torch
 from speechbrain.utils.metric_stats import MetricStats
 
-from speechbrain_stablequant.brain import find_metrics
 from speechbrain_stablequant.methods.calibration import ActivationHistogram
 from speechbrain_stablequant.metrics.metric import (
     Item,
     Metric,
     paired_bootstrap,
 )
+from speechbrain_stablequant.recipe.evaluator import find_metrics
 from speechbrain_stablequant.report import Report, TestResult
 from speechbrain_stablequant.report.data import (
     histogram_rows,

@@ -14,31 +14,37 @@ from speechbrain_stablequant.artifacts.run_checkpoints import (
     export_checkpoints,
     save_plan,
 )
-from speechbrain_stablequant.brain import attach, find_metrics
 from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
-from speechbrain_stablequant.guard import guarded, noted_start, test_name
-from speechbrain_stablequant.kept_weights import (
-    checkpoint_keys,
-    chosen_key,
-    kept_weights,
-)
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.layers.modules import find_module, roof
+from speechbrain_stablequant.layers.modules import roof
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.metrics.pass_measure import measured_pass
-from speechbrain_stablequant.planner import Planner, shows_progress
-from speechbrain_stablequant.pretrained import watch_pretrainer
 from speechbrain_stablequant.publishing.schedule import make_publisher
-from speechbrain_stablequant.report import Report, TestResult
-from speechbrain_stablequant.runtime import make_backend, require_cpu, running
-from speechbrain_stablequant.validation import (
+from speechbrain_stablequant.recipe.checkpoint_selection import (
+    checkpoint_keys,
+    chosen_key,
+    kept_weights,
+)
+from speechbrain_stablequant.recipe.evaluator import find_metrics
+from speechbrain_stablequant.recipe.isolation import (
+    guarded,
+    noted_start,
+    test_name,
+)
+from speechbrain_stablequant.recipe.mixin import attach
+from speechbrain_stablequant.recipe.passes import find_module
+from speechbrain_stablequant.recipe.planner import Planner, shows_progress
+from speechbrain_stablequant.recipe.pretrainer import watch_pretrainer
+from speechbrain_stablequant.recipe.validation import (
     preserved,
     timed,
     validate,
     validation_loader,
 )
+from speechbrain_stablequant.report import Report, TestResult
+from speechbrain_stablequant.runtime import make_backend, require_cpu, running
 
 __all__ = ["PostTrainingQuantizer"]
 
@@ -218,7 +224,7 @@ class PostTrainingQuantizer:
             The Brain.
         keys : iterable
             By what the recipe keeps checkpoints, see
-            `speechbrain_stablequant.kept_weights`.
+            `speechbrain_stablequant.recipe.checkpoint_selection`.
         fit : tuple, optional
             The recipe's own ``fit`` and the arguments of its call, for
             ``method: quantization_aware``.

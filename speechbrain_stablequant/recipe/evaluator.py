@@ -1,10 +1,5 @@
-"""The Brain side: the mixin, the data it captures, scoring through it.
+"""The metrics that a Brain holds, and scoring it on its validation data."""
 
-Only ``fit`` and ``evaluate`` are overridden, which no recipe of the toolkit
-overrides itself; all ``on_*`` hooks stay the recipe's.
-"""
-
-import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
@@ -13,97 +8,10 @@ import torch
 from speechbrain.utils.metric_stats import ErrorRateStats, MetricStats
 
 from speechbrain_stablequant.errors import KnobError, nearest
-from speechbrain_stablequant.kept_weights import noted_keys
 from speechbrain_stablequant.metrics.evaluator import Evaluator
 from speechbrain_stablequant.metrics.metric import Item, Metric, items_of
 
-__all__ = [
-    "BrainEvaluator",
-    "PostTrainingQuantizationMixin",
-    "attach",
-    "find_metrics",
-    "metrics_of",
-]
-
-
-class PostTrainingQuantizationMixin:
-    """Adds post-training quantization to a Brain.
-
-    List it before ``sb.Brain``; the ``ptq`` block of the hparams does the
-    rest. Without such a block nothing changes. A block that is given the
-    recipe's ``checkpointer`` adds this mixin by itself.
-
-    Example
-    -------
-    >>> class ASR(PostTrainingQuantizationMixin, sb.Brain):
-    ...     pass
-    """
-
-    def fit(self, *args, **kwargs):
-        """Train as usual; remember the validation data for calibration."""
-        quantizer = _find_quantizer(self)
-        if quantizer is None:
-            return super().fit(*args, **kwargs)
-        call = _bind(sb.Brain.fit, self, args, kwargs)
-        quantizer.remember_data(
-            call.get("valid_set"), call.get("valid_loader_kwargs") or {}
-        )
-        with noted_keys(self.checkpointer) as keys:
-            result = super().fit(*args, **kwargs)
-        quantizer.after_fit(self, keys, (super().fit, call))
-        return result
-
-    def evaluate(self, *args, **kwargs):
-        """Evaluate the float model as usual, then the quantized one."""
-        quantizer = _find_quantizer(self)
-        if quantizer is None:
-            return super().evaluate(*args, **kwargs)
-        call = _bind(sb.Brain.evaluate, self, args, kwargs)
-        keys = {k: call.get(k) for k in ("max_key", "min_key")}
-        run = super().evaluate
-        return quantizer.evaluate(self, lambda: run(*args, **kwargs), keys)
-
-
-def attach(brain: sb.Brain, quantizer) -> None:
-    """Give a Brain instance the mixin and its quantizer.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        Any instance; its class itself is not changed.
-    quantizer : PostTrainingQuantizer
-        The block of the hparams.
-    """
-    cls = type(brain)
-    if not isinstance(brain, PostTrainingQuantizationMixin):
-        bases = (PostTrainingQuantizationMixin, cls)
-        brain.__class__ = type(
-            cls.__name__, bases, {"__module__": cls.__module__}
-        )
-    vars(brain)["_stablequant"] = quantizer
-
-
-def _find_quantizer(brain):
-    """Return the attached quantizer, or one among the hparams, by type."""
-    from speechbrain_stablequant.quantizer import PostTrainingQuantizer
-
-    found = vars(brain).get("_stablequant")
-    if found is None:
-        values = vars(brain.hparams).values() if brain.hparams else ()
-        found = next(
-            (v for v in values if isinstance(v, PostTrainingQuantizer)), None
-        )
-        vars(brain)["_stablequant"] = found
-    return found
-
-
-def _bind(function, brain, args, kwargs) -> dict[str, Any]:
-    call = inspect.signature(function).bind(brain, *args, **kwargs)
-    call.apply_defaults()
-    return call.arguments
-
-
-# -- metrics -----------------------------------------------------------------
+__all__ = ["BrainEvaluator", "find_metrics", "metrics_of"]
 
 
 def metrics_of(brain: sb.Brain) -> dict[str, MetricStats]:

@@ -16,7 +16,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_stablequant.kept_files import kept_files, with_suffix
+from speechbrain_stablequant.recipe.result_files import kept_files, with_suffix
 
 __all__ = ["guarded", "noted_start", "result_paths", "test_name"]
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from speechbrain_stablequant.kept_files import kept_files
+from speechbrain_stablequant.recipe.result_files import kept_files
 
 SUFFIX = "_ptq"
 

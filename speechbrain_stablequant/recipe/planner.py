@@ -8,16 +8,16 @@ from typing import Any, Callable, Optional
 from speechbrain.utils.distributed import if_main_process
 from torch import nn
 
-from speechbrain_stablequant.brain import BrainEvaluator
-from speechbrain_stablequant.guard import guarded
-from speechbrain_stablequant.kept_weights import held_modules
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.module_state import unchanged
 from speechbrain_stablequant.methods.pipeline import Planned, make_plan
 from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings
+from speechbrain_stablequant.recipe.checkpoint_selection import held_modules
+from speechbrain_stablequant.recipe.evaluator import BrainEvaluator
+from speechbrain_stablequant.recipe.isolation import guarded
 from speechbrain_stablequant.recipe.training import RecipeTraining
-from speechbrain_stablequant.validation import (
+from speechbrain_stablequant.recipe.validation import (
     BatchSample,
     calibrate,
     preserved,

@@ -16,9 +16,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from speechbrain_stablequant.brain import metrics_of
 from speechbrain_stablequant.core import distributed
 from speechbrain_stablequant.errors import CalibrationError
+from speechbrain_stablequant.recipe.evaluator import metrics_of
 
 __all__ = [
     "BatchSample",

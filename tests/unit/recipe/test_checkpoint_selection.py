@@ -5,7 +5,10 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
-from speechbrain_stablequant.kept_weights import kept_weights, noted_keys
+from speechbrain_stablequant.recipe.checkpoint_selection import (
+    kept_weights,
+    noted_keys,
+)
 
 
 class Holder:
