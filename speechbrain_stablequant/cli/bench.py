@@ -67,11 +67,7 @@ def run(arguments) -> dict:
 def _measured(arguments, threads: int) -> dict:
     """Return all figures."""
     from speechbrain_stablequant.cli.output import note
-    from speechbrain_stablequant.deployment.timing import (
-        batched,
-        candidates,
-        measure,
-    )
+    from speechbrain_stablequant.cli.timing import batched, candidates, measure
 
     model, signals = _load(arguments)
     found = candidates(
@@ -135,7 +131,7 @@ def _installed_runtimes() -> list[str]:
 
 def _row(candidate, first, exact, audio_seconds: float) -> dict:
     """Return the figures of a candidate, beside float and reference."""
-    from speechbrain_stablequant.deployment.timing import agreement
+    from speechbrain_stablequant.cli.timing import agreement
 
     row = {
         "name": candidate.name,

@@ -37,7 +37,7 @@ def run(arguments) -> dict:
         metric_rows,
         speed_rows,
     )
-    from speechbrain_stablequant.sources import read_source
+    from speechbrain_stablequant.cli.sources import read_source
 
     names = [arguments.first, *arguments.others]
     sources = [read_source(name) for name in names]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Optional
 
 from speechbrain_stablequant.cli.describe import layer_row
+from speechbrain_stablequant.cli.sources import Source
 from speechbrain_stablequant.cli.tables import letter
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.metrics.perplexity import PerplexityMetric
 from speechbrain_stablequant.report.rows import speed_of
-from speechbrain_stablequant.sources import Source
 
 __all__ = ["hardware", "items_of", "layer_rows", "metric_rows", "speed_rows"]
 

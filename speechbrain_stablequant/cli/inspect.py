@@ -39,7 +39,7 @@ def run(arguments) -> dict:
         by_width,
         layer_row,
     )
-    from speechbrain_stablequant.sources import read_source
+    from speechbrain_stablequant.cli.sources import read_source
 
     source = read_source(arguments.source)
     result = {

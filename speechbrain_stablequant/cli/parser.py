@@ -1,14 +1,15 @@
 """Arguments of the command line; a typo is answered with the nearest name."""
 
 import argparse
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Optional
 
 import speechbrain_stablequant
-from speechbrain_stablequant.cli.registry import commands
 from speechbrain_stablequant.errors import StableQuantError, nearest
 
-__all__ = ["UsageError", "build_parser", "parse"]
+__all__ = ["COMMANDS", "UsageError", "build_parser", "commands", "parse"]
 
 EPILOG = """\
 exit codes: 0 done, 1 a check failed, 2 wrong arguments or files,
@@ -136,3 +137,30 @@ def _refuse(rest: Sequence[str], child) -> None:
     raise UsageError(
         f"'{child.prog}' has no option {name}." + nearest(name, options)
     )
+
+
+COMMANDS = (
+    "publish",
+    "load_test",
+    "inspect",
+    "compare",
+    "apply",
+    "export",
+    "bench",
+    "report",
+)
+
+
+def commands() -> dict[str, ModuleType]:
+    """Return the modules of all commands by the name that users type.
+
+    Example
+    -------
+    >>> "report" in commands()
+    True
+    """
+    modules = (
+        importlib.import_module(f"speechbrain_stablequant.cli.{name}")
+        for name in COMMANDS
+    )
+    return {module.NAME: module for module in modules}

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_stablequant.deployment.timing import agreement
+from speechbrain_stablequant.cli.timing import agreement
 from speechbrain_stablequant.publishing.load import LoadedModel, load_model
 from tests.integration import publishing, toy
 from tests.integration.cli.test_export import publish_lm

@@ -10,8 +10,9 @@ import types
 import pytest
 
 import speechbrain_stablequant
-from speechbrain_stablequant.cli import build_parser, registry
-from speechbrain_stablequant.cli.registry import commands
+from speechbrain_stablequant.cli import build_parser
+from speechbrain_stablequant.cli import parser as registry
+from speechbrain_stablequant.cli.parser import commands
 from speechbrain_stablequant.errors import StableQuantError
 
 MODULE = [sys.executable, "-m", "speechbrain_stablequant"]
