@@ -4,7 +4,7 @@
         float=ENCODER_FLOAT W2A8=ENCODER_W2A8 student=STUDENT_QUANTIZED
 
 For each encoder: bytes on disk (measured); the storage rule and the ESTIMATED
-run time of arXiv 2301.00652, see `speechbrain_stablequant.storage`; and the
+run time of arXiv 2301.00652, see `benchmarks.storage`; and the
 time of 10 seconds of audio, measured, relative to the first encoder on
 PyTorch. Encoders take turns, so that what else the machine does meets all of
 them. Quantized ones run on OpenVINO, whose integer kernels have 8 bits: fewer
@@ -21,10 +21,10 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.encoders import WaveformEncoder
 
+from benchmarks.storage import storage_of
 from speechbrain_stablequant import accelerate, read_header, runtime_report
 from speechbrain_stablequant.errors import CheckpointError
 from speechbrain_stablequant.report.data import environment
-from speechbrain_stablequant.storage import storage_of
 
 SECONDS, TURNS = 10, 15
 

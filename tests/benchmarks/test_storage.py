@@ -4,6 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.storage import (
+    PAPER_SCALE_NUM_BYTES,
+    estimated_run_time,
+    estimated_run_time_of,
+    paper_num_bytes,
+    storage_of,
+)
 from speechbrain_stablequant.core.plan import (
     LayerPlan,
     QuantizationPlan,
@@ -12,13 +19,6 @@ from speechbrain_stablequant.core.plan import (
 from speechbrain_stablequant.errors import PlanError, StableQuantError
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.models.huggingface import HuBERT
-from speechbrain_stablequant.storage import (
-    PAPER_SCALE_NUM_BYTES,
-    estimated_run_time,
-    estimated_run_time_of,
-    paper_num_bytes,
-    storage_of,
-)
 
 PARAMETERS = 92_210_000  # of the paper's encoder
 LINEAR = 12 * (4 * 768 * 768 + 2 * 768 * 3072)
