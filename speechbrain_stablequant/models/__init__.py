@@ -1,1 +1,20 @@
-"""models."""
+"""Models of our own: encoders without float weights, language models.
+
+The names here are those that YAML files use.
+"""
+
+from speechbrain_stablequant.core.lazy import lazy_names
+
+# Imported when first used: transformers takes seconds.
+_HOMES = {
+    "DomainConfig": "multi_domain",
+    "HuBERT": "huggingface",
+    "LanguageModel": "multi_domain",
+    "MultiDomainLM": "multi_domain",
+    "TransformerLMScorerWithCache": "multi_domain",
+    "Wav2Vec2": "huggingface",
+    "WavLM": "huggingface",
+}
+
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -12,7 +12,7 @@ In a YAML file, the configuration may stand where the name of the model would:
 
 .. code-block:: yaml
 
-    wav2vec2: !new:speechbrain_stablequant.models.huggingface.Wav2Vec2
+    wav2vec2: !new:speechbrain_stablequant.models.Wav2Vec2
         source:
             model_type: wav2vec2
             hidden_size: 192

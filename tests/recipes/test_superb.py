@@ -171,7 +171,7 @@ def test_experiment_of_another_recipe_is_published(tmp_path):
     torch.save(model.state_dict(), checkpoint / "wav2vec2.ckpt")
     (tmp_path / "run" / "hyperparams.yaml").write_text(
         "prepare: !name:no_such_module.prepare\n"
-        "wav2vec2: &id001 !new:speechbrain_stablequant.models.huggingface.Wav2Vec2\n"
+        "wav2vec2: &id001 !new:speechbrain_stablequant.models.Wav2Vec2\n"
         f"  source: {json.dumps(SMALL)}\n"
         "modules: {wav2vec2: *id001}\n"
     )

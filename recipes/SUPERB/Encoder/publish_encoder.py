@@ -74,7 +74,7 @@ def write_encoder(config, weights, out):
     name = wrapper_name(config["model_type"], weights)
     block = yaml.safe_dump({"source": config}, sort_keys=False)
     text = HEADER.format(name=name, kind="quantized" if quantized else "float")
-    text += f"encoder: !new:speechbrain_stablequant.models.huggingface.{name}\n"
+    text += f"encoder: !new:speechbrain_stablequant.models.{name}\n"
     text += "".join(f"   {line}\n" for line in block.splitlines())
     text += TAIL + (HOOK if quantized else "")
     shutil.copyfile(weights, out / "encoder.ckpt")

@@ -94,7 +94,7 @@ def without_weights(recipe: Recipe) -> tuple[dict[str, Node], Optional[str]]:
             if key not in _LEFT_OUT
         }
         changes[name] = new(
-            f"speechbrain_stablequant.models.huggingface.{wrapper}",
+            f"speechbrain_stablequant.models.{wrapper}",
             source=inline(config),
             **kept,
         )

@@ -54,7 +54,7 @@ def _needs(recipe: Recipe) -> Needs:
 
 LANGUAGE_MODEL = Interface(
     name="LanguageModel",
-    module="speechbrain_stablequant.models.multi_domain",
+    module="speechbrain_stablequant.models",
     task="text-generation",
     title="Language model",
     fits=_fits,

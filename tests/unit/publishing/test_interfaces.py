@@ -219,7 +219,7 @@ def test_the_yaml_is_plain_yaml(make_recipe):
 def test_an_encoder_has_no_results_of_its_own(make_recipe):
     text = CTC.replace(
         "front: &front !new:torch.nn.Linear {in_features: 4, out_features: 4}",
-        "front: &front !new:speechbrain_stablequant.models.huggingface.Wav2Vec2\n"
+        "front: &front !new:speechbrain_stablequant.models.Wav2Vec2\n"
         "  source: {model_type: wav2vec2, hidden_size: 32, "
         "num_hidden_layers: 1, num_attention_heads: 2}\n  freeze: False",
     ).replace("{model: *model,", "{wav2vec2: *front,")

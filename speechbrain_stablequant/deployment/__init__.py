@@ -1,1 +1,0 @@
-"""Published models at work: loaded, timed, written for runtimes alone."""
