@@ -22,7 +22,7 @@ from speechbrain_stablequant.core.scheme import LEVELS, level_widths
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.methods.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.methods.presets import preset_knobs
-from speechbrain_stablequant.methods.training import TrainingSettings
+from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
 __all__ = ["Settings", "parse_bits"]
 
@@ -124,7 +124,7 @@ class Settings:
         A plan (JSON file) to apply with no calibration and no search.
     training : dict
         ``quantization_aware``: its own knobs, see
-        `speechbrain_stablequant.methods.training.TrainingSettings`.
+        `speechbrain_stablequant.methods.training_settings.TrainingSettings`.
     preset : str, optional
         Knobs by name, see `speechbrain_stablequant.methods.presets`; those given
         beside it count more.

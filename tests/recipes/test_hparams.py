@@ -10,7 +10,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain_stablequant import PostTrainingQuantizer
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.methods.training import TrainingSettings
+from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = sorted((ROOT / "hparams").rglob("*.yaml"))

@@ -1,8 +1,5 @@
 """Quantization-aware training: layers with learned steps, distillation.
 
-`speechbrain_stablequant.methods.training.loop` puts them into a recipe's own loop.
+`speechbrain_stablequant.methods.training.loop` puts them into a recipe's own
+loop; the options are in `speechbrain_stablequant.methods.training_settings`.
 """
-
-from speechbrain_stablequant.methods.training.settings import TrainingSettings
-
-__all__ = ["TrainingSettings"]

@@ -20,7 +20,7 @@ from speechbrain_stablequant.methods.training.layers import (
     float_mode,
     trainable_layers,
 )
-from speechbrain_stablequant.methods.training.settings import TrainingSettings
+from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
 __all__ = ["Teacher", "find_blocks", "find_output", "same_random_numbers"]
 

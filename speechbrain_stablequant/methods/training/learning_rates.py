@@ -5,7 +5,7 @@ from torch import nn
 
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.methods.training.layers import step_parameters
-from speechbrain_stablequant.methods.training.settings import TrainingSettings
+from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
 __all__ = ["Rates"]
 

@@ -10,7 +10,6 @@ from torch import nn
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.layers import Conversion, quantizable_layers
-from speechbrain_stablequant.methods.training import TrainingSettings
 from speechbrain_stablequant.methods.training.distillation import (
     Teacher,
     divergence,
@@ -19,6 +18,7 @@ from speechbrain_stablequant.methods.training.distillation import (
     same_random_numbers,
 )
 from speechbrain_stablequant.methods.training.layers import make_trainable
+from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
 
 class Block(nn.Module):

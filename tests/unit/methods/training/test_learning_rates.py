@@ -8,12 +8,12 @@ from torch import nn
 
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.methods.training import TrainingSettings
 from speechbrain_stablequant.methods.training.layers import (
     make_trainable,
     step_parameters,
 )
 from speechbrain_stablequant.methods.training.learning_rates import Rates
+from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.methods.training import TrainingSettings
+from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
 WRONG = {
     "epochs": (0, "epochs is 0"),
