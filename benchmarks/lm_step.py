@@ -8,9 +8,9 @@ questions, each with its Markdown table:
 * What does a domain cost? The trunk alone and the trunk with a domain score
   the same step in turns; the ratio is of the two times in one turn.
 * How much faster are whole searches with ``TransformerLMScorerWithCache`` than
-  with the toolkit's ``TransformerLMScorer``? Both are driven as a searcher
+  with SpeechBrain's ``TransformerLMScorer``? Both are driven as a searcher
   drives them, hypotheses permuted at random within utterances. Where a search
-  of the toolkit's scorer would take minutes, it is timed at some of its steps
+  of SpeechBrain's scorer would take minutes, it is timed at some of its steps
   and those between are interpolated; the table marks it.
 
 Writes JSON with every timing (``--json``). How soon the hypotheses of a real
@@ -50,7 +50,7 @@ SECONDS = 6.0
 
 
 class Size(NamedTuple):
-    """Knobs of a ``TransformerLM``."""
+    """Options of a ``TransformerLM``."""
 
     tokens: int
     d_model: int
@@ -144,7 +144,7 @@ def permutation(rows: int) -> torch.Tensor:
 
 
 def reruns(models, tokens, rows, length, seconds):
-    """Time the toolkit's scorer at one prefix length, in turns.
+    """Time SpeechBrain's scorer at one prefix length, in turns.
 
     Returns
     -------
@@ -221,7 +221,7 @@ def ratios(times, base):
 def measure_overhead(size, models, rows, lengths, seconds):
     """Return rows of the first table: steps of the trunk and of domains."""
     found = []
-    kinds = [("toolkit's scorer", length) for length in lengths]
+    kinds = [("SpeechBrain's scorer", length) for length in lengths]
     for kind, length in [*kinds, ("with cache", 25)]:
         if kind == "with cache":
             times, first = cached_steps(
@@ -244,7 +244,7 @@ def measure_overhead(size, models, rows, lengths, seconds):
     return found
 
 
-# -- the cache against the toolkit's scorer ------------------------------------
+# -- the cache against SpeechBrain's scorer ------------------------------------
 
 
 def compare_searches(lm, tokens, rows, length, seconds):

@@ -31,7 +31,7 @@ def overhead_table(results) -> str:
 def search_table(results) -> str:
     """Return the second table."""
     lines = [
-        "| size | rows | tokens | toolkit's scorer s | with cache s "
+        "| size | rows | tokens | SpeechBrain's scorer s | with cache s "
         "| times as fast | greatest difference of scores |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]

@@ -100,7 +100,7 @@ class MethodComparison(PostTrainingQuantizer):
 
 
 def _knobs(method: str) -> dict:
-    """Return the knobs that stand for a row of the table."""
+    """Return the options that stand for a row of the table."""
     if method.startswith("stablequant"):
         observer = method[len("stablequant_") :] or "mse"
         return {"method": "stablequant", "observer": observer}

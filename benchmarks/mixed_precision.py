@@ -199,7 +199,7 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
 
 
 def row_knobs(row: str, base) -> dict:
-    """Return the knobs that stand for a row, with its budget."""
+    """Return the options that stand for a row, with its budget."""
     knobs = {"max_drop": None, "target_size": None, **ROWS[row]}
     if row.startswith("max_drop"):
         knobs["max_drop"] = MAX_DROP if base.max_drop is None else base.max_drop

@@ -116,7 +116,7 @@ class RoundingComparison(PostTrainingQuantizer):
 
 
 def cell_knobs(cell: str) -> dict:
-    """Return the knobs that stand for a cell."""
+    """Return the options that stand for a cell."""
     match = re.fullmatch(r"(W\d+(?:A\d+)?)(?:g(\d+))?", cell)
     if match is None:
         raise KnobError(

@@ -28,7 +28,7 @@ from speechbrain_stablequant.report.data import environment
 
 
 def build(channels: int) -> ECAPA_TDNN:
-    """Return the toolkit's model, as in the recipe."""
+    """Return SpeechBrain's model, as in the recipe."""
     return ECAPA_TDNN(
         80,
         channels=[channels] * 4 + [3 * channels],

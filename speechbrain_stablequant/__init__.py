@@ -10,7 +10,7 @@ from speechbrain_stablequant.core.lazy import lazy_names
 
 __version__ = "0.1.0"
 
-# Imported when first used: torch and the toolkit take seconds, which
+# Imported when first used: torch and SpeechBrain take seconds, which
 # ``stablequant --help`` need not wait for.
 _HOMES = {
     "PostTrainingQuantizationMixin": "recipe.mixin",

@@ -26,7 +26,7 @@ class StableQuantError(Exception):
 
 
 class KnobError(StableQuantError, ValueError):
-    """A knob of the ``ptq`` block is unknown or has a value out of range."""
+    """An option of the ``ptq`` block is unknown or has a value out of range."""
 
 
 class PlanError(StableQuantError, ValueError):

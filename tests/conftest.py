@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, settings
 from speechbrain.utils.importutils import LazyModule
 
-# Hypothesis asks every loaded module for its file; the toolkit's lazy modules
+# Hypothesis asks every loaded module for its file; SpeechBrain's lazy modules
 # would answer by importing k2 and the like, which need not be installed.
 LazyModule.__file__ = None
 

@@ -43,7 +43,7 @@ def load_encoder(source, save_path=None, device="cpu"):
     Arguments
     ---------
     source : str
-        A folder with a ``hyperparams.yaml`` for the toolkit's
+        A folder with a ``hyperparams.yaml`` for SpeechBrain's
         ``WaveformEncoder``, such as ``publish_encoder.py`` writes; or a
         folder or hub name of transformers (wav2vec 2.0, HuBERT, WavLM).
     save_path : str, optional
@@ -54,7 +54,7 @@ def load_encoder(source, save_path=None, device="cpu"):
     Returns
     -------
     encoder : torch.nn.Module
-        The toolkit's wrapper. Called with waveforms (batch, samples) and
+        SpeechBrain's wrapper. Called with waveforms (batch, samples) and
         relative lengths it returns all hidden states, (layers, batch, time,
         dim), the input of the first layer included, without gradients.
 
@@ -85,12 +85,12 @@ def load_encoder(source, save_path=None, device="cpu"):
 
 
 def show_hidden_states(encoder):
-    """Makes a wrapper of the toolkit return all hidden states, as they are.
+    """Makes a wrapper of SpeechBrain return all hidden states, as they are.
 
     Arguments
     ---------
     encoder : torch.nn.Module
-        The toolkit's wrapper; changed in place.
+        SpeechBrain's wrapper; changed in place.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def show_hidden_states(encoder):
     if not hasattr(encoder, "output_all_hiddens"):
         raise TypeError(
             f"The encoder is a {type(encoder).__name__}, which has no "
-            "output_all_hiddens: expected the toolkit's Wav2Vec2, HuBERT or "
+            "output_all_hiddens: expected SpeechBrain's Wav2Vec2, HuBERT or "
             "WavLM."
         )
     encoder.output_all_hiddens = True
@@ -137,7 +137,7 @@ def _end_with_output(model, args, output):
 
 
 def _load_transformers(source, save_path):
-    """Loads pretrained weights with the toolkit's wrapper for their type."""
+    """Loads pretrained weights with SpeechBrain's wrapper for their type."""
     # Optional dependencies: a published folder may hold another encoder
     from huggingface_hub.constants import HF_HUB_CACHE
     from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
@@ -153,7 +153,7 @@ def _load_transformers(source, save_path):
 
 
 def wrapper_name(model_type, source):
-    """Returns the class of the toolkit that wraps a type of transformers.
+    """Returns the class of SpeechBrain that wraps a type of transformers.
 
     Arguments
     ---------
@@ -174,7 +174,7 @@ def wrapper_name(model_type, source):
     """
     if model_type not in WRAPPERS:
         raise ValueError(
-            f"{source} is of type {model_type}; the toolkit wraps "
+            f"{source} is of type {model_type}; SpeechBrain wraps "
             f"{', '.join(WRAPPERS)}."
         )
     return WRAPPERS[model_type]

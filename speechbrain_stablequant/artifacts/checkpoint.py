@@ -159,7 +159,7 @@ def load_quantized(
     path : str or Path
         File written by `save_quantized`.
     end_of_epoch : bool
-        Unused; the toolkit's Checkpointer passes it.
+        Unused; SpeechBrain's Checkpointer passes it.
 
     Returns
     -------

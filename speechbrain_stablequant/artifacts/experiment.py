@@ -132,7 +132,7 @@ def _recipe_folder(given: Path, ptq: Path) -> Path:
 def is_quantized(path: Path) -> bool:
     """Whether a file claims to be ours: safetensors, by its first bytes.
 
-    The toolkit's own ``*.ckpt`` are pickles or text. One of ours that is
+    SpeechBrain's own ``*.ckpt`` are pickles or text. One of ours that is
     damaged must not pass for a tokenizer: reading its header tells.
     """
     if path.suffix != ".ckpt" or not path.is_file():

@@ -1,6 +1,6 @@
 """The ``hyperparams.yaml`` of an experiment, read as text and not executed.
 
-The toolkit keeps a copy of each experiment's YAML, its references resolved.
+SpeechBrain keeps a copy of each experiment's YAML, its references resolved.
 An inference YAML needs a part of it: the modules, without the data, the
 optimizers and the paths. Here that copy is a graph of YAML nodes, from which
 definitions are taken, changed and written again.

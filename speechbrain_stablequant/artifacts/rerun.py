@@ -44,7 +44,7 @@ def measure_command(folder: Path, plan: Path) -> str:
 
 
 def _script(folder: Path, source: Path) -> Path:
-    """Return the recipe's script: the toolkit keeps a copy of it."""
+    """Return the recipe's script: SpeechBrain keeps a copy of it."""
     kept = [path.name for path in sorted(folder.glob("*.py"))] or ["train.py"]
     near = [source.parent.parent, source.parent, folder.resolve()]
     found = (place / name for place in near for name in kept)
@@ -88,7 +88,7 @@ def _is_value(node) -> bool:
 
 
 def _knob(has_knob: bool, plan: Path) -> list[str]:
-    """Return the override: a block takes the plan as a knob."""
+    """Return the override: a block takes the plan as an knob."""
     if has_knob:
         return ["--ptq_plan", str(plan)]
     text = yaml.safe_dump({"plan": str(plan)}, default_flow_style=True)

@@ -50,8 +50,8 @@ def export_checkpoints(
 
     The files have the names of the recipe's recoverables, so that they fit
     the loadables of an inference ``hyperparams.yaml``. What is not quantized
-    but needed at inference (tokenizer, normalization) is written as the
-    toolkit does.
+    but needed at inference (tokenizer, normalization) is written as
+    SpeechBrain does.
 
     Arguments
     ---------
@@ -116,7 +116,7 @@ def _relative_plan(module, plans) -> dict[str, LayerPlan]:
 
 
 def _save_others(folder: Path, checkpointer, done: set) -> None:
-    """Save tokenizers and the like with the toolkit's own hooks."""
+    """Save tokenizers and the like with SpeechBrain's own hooks."""
     training_only = (torch.optim.Optimizer, EpochCounter, Brain)
     for name, obj in checkpointer.recoverables.items():
         if (

@@ -103,7 +103,7 @@ def _fail(message: str, code: int, as_json: bool) -> int:
 def _was_interrupted(err: Optional[BaseException]) -> bool:
     """Whether Ctrl-C is what an error came from.
 
-    The toolkit's YAML imports classes with `pydoc`, which makes an error of
+    SpeechBrain's YAML imports classes with `pydoc`, which makes an error of
     everything that happens on the way.
     """
     while err is not None:
@@ -125,7 +125,7 @@ def _quiet() -> Iterator[None]:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     before = logging.root.manager.disable
-    # The toolkit sets the level of each of its loggers as it is imported
+    # SpeechBrain sets the level of each of its loggers as it is imported
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

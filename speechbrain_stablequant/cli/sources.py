@@ -292,7 +292,7 @@ def _file(name: str, path: Path) -> Source:
 
 
 def _float(name: str, path: Path, what: str) -> Source:
-    """Recognise a checkpoint of the toolkit; nothing in it is executed."""
+    """Recognise a checkpoint of SpeechBrain; nothing in it is executed."""
     files = sorted(path.glob("*.ckpt")) if path.is_dir() else [path]
     rows = [{"name": f.stem, "num_bytes": f.stat().st_size} for f in files]
     about = {"what": f"a float {what} of SpeechBrain, not quantized"}
@@ -300,7 +300,7 @@ def _float(name: str, path: Path, what: str) -> Source:
 
 
 def _float_folders(name: str, path: Path, folders: list[Path]) -> Source:
-    """Recognise a folder of the toolkit's checkpoint folders."""
+    """Recognise a folder of SpeechBrain's checkpoint folders."""
     source = _float(name, path, "checkpoint folder")
     source.about["what"] = (
         f"{len(folders)} float checkpoint folders of SpeechBrain, not quantized"

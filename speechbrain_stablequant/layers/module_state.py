@@ -74,7 +74,7 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
         for value in (*own, *vars(part).values()):
             if isinstance(value, torch.Tensor):
                 values[id(value)] = (value, value.detach().clone())
-        # Statistics of the toolkit's normalization are kept in dictionaries.
+        # Statistics of SpeechBrain's normalization are kept in dictionaries.
         for key, value in vars(part).items():
             if isinstance(value, dict) and not key.startswith("_"):
                 containers[id(value)] = (value, dict(value))

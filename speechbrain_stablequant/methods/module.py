@@ -93,7 +93,7 @@ def quantize(
     Raises
     ------
     KnobError
-        For an unknown knob or a bad value.
+        For an unknown option or a bad value.
     StableQuantError
         For what else cannot be done; the model is then as it was.
 

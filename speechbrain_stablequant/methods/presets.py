@@ -1,4 +1,4 @@
-"""Presets: knobs of published systems, by name."""
+"""Presets: options of published systems, by name."""
 
 from typing import Any, Optional
 
@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_knobs(name: Optional[str]) -> dict[str, Any]:
-    """Return the knobs that a preset stands for.
+    """Return the options that a preset stands for.
 
     Arguments
     ---------

@@ -1,6 +1,6 @@
-"""The knobs of quantization, checked in one place.
+"""The options of quantization, checked in one place.
 
-`PostTrainingQuantizer` and `quantize` take the same knobs; both turn them into
+`PostTrainingQuantizer` and `quantize` take the same options; both turn them into
 `Settings`, which says what is wrong with a value and what to do about it.
 """
 
@@ -38,7 +38,7 @@ DEFAULT_PERCENTILES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """All knobs of a quantization with their defaults.
+    """All options of a quantization with their defaults.
 
     Arguments
     ---------
@@ -123,10 +123,10 @@ class Settings:
     plan : str, optional
         A plan (JSON file) to apply with no calibration and no search.
     training : dict
-        ``quantization_aware``: its own knobs, see
+        ``quantization_aware``: its own options, see
         `speechbrain_stablequant.methods.training_settings.TrainingSettings`.
     preset : str, optional
-        Knobs by name, see `speechbrain_stablequant.methods.presets`; those given
+        Options by name, see `speechbrain_stablequant.methods.presets`; those given
         beside it count more.
 
     Raises
@@ -176,7 +176,7 @@ class Settings:
         for key in knobs:
             if key not in known:
                 raise KnobError(
-                    f"{owner} has no knob '{key}'." + nearest(key, known)
+                    f"{owner} has no option '{key}'." + nearest(key, known)
                 )
         return cls(**{**preset_knobs(knobs.get("preset")), **knobs})
 
@@ -290,7 +290,7 @@ class Settings:
 
     @property
     def training_settings(self) -> TrainingSettings:
-        """The knobs below ``training``."""
+        """The options below ``training``."""
         return TrainingSettings.from_knobs(self.training)
 
     def _check_schemes(self):

@@ -1,4 +1,4 @@
-"""The knobs of quantization-aware training, checked in one place."""
+"""The options of quantization-aware training, checked in one place."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _STAGES = {1: (4, 2), 2: (4,)}
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Knobs below ``training`` of ``method: quantization_aware``.
+    """Options below ``training`` of ``method: quantization_aware``.
 
     Arguments
     ---------
@@ -59,7 +59,7 @@ class TrainingSettings:
     Raises
     ------
     KnobError
-        For an unknown knob or a value out of range.
+        For an unknown option or a value out of range.
     """
 
     epochs: int = 5
@@ -82,14 +82,14 @@ class TrainingSettings:
         """Build settings from the mapping that the user wrote."""
         if not isinstance(knobs, Mapping):
             raise KnobError(
-                f"training is {knobs!r}; it maps knobs to values, such as "
+                f"training is {knobs!r}; it maps options to values, such as "
                 "{epochs: 5, lr_factor: 0.5}."
             )
         known = [f.name for f in dataclasses.fields(cls)]
         for key in knobs:
             if key not in known:
                 raise KnobError(
-                    f"training has no knob '{key}'." + nearest(key, known)
+                    f"training has no option '{key}'." + nearest(key, known)
                 )
         return cls(**knobs)
 

@@ -1,7 +1,7 @@
 """Metrics as sums over utterances, so that they stream, split and resample.
 
 A metric is a ratio of two sums over items, usually utterances: word errors
-over reference words, loss over sentences. The sums come from the toolkit's own
+over reference words, loss over sentences. The sums come from SpeechBrain's own
 metric objects.
 """
 
@@ -238,7 +238,7 @@ def paired_bootstrap(
 
 
 def items_of(stats: MetricStats) -> list[Item]:
-    """Read the items out of one of the toolkit's metric objects.
+    """Read the items out of one of SpeechBrain's metric objects.
 
     A class of ours that is no ratio of sums has ``quantization_metrics``
     instead, which returns metrics with their items by name.

@@ -1,6 +1,6 @@
 """Perplexity of language models as a metric that streams and resamples.
 
-The toolkit's language-model recipes report a loss averaged over batches, so
+SpeechBrain's language-model recipes report a loss averaged over batches, so
 that short sentences weigh more than long ones. Here every token weighs the
 same, and bits per character compare models with different tokenizers.
 """

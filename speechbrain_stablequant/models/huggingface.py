@@ -1,4 +1,4 @@
-"""The toolkit's self-supervised encoders, built from their configuration.
+"""SpeechBrain's self-supervised encoders, built from their configuration.
 
 SpeechBrain's own wrappers always fetch the pretrained float weights. Two uses
 do not want them: training an architecture from scratch, and loading a
@@ -48,7 +48,7 @@ FAMILIES = (
 class ConfigOnly:
     """Mixin: the architecture comes from a configuration, weights from nowhere.
 
-    It goes before a wrapper derived from the toolkit's
+    It goes before a wrapper derived from SpeechBrain's
     ``HFTransformersInterface`` and replaces the step that fetches weights.
 
     Arguments
@@ -61,14 +61,14 @@ class ConfigOnly:
     save_path : str
         Where files fetched from the hub go. Unused with a dict or a folder.
     **kwargs
-        Arguments of the toolkit's wrapper.
+        Arguments of SpeechBrain's wrapper.
     """
 
     def __init__(self, source, save_path=None, **kwargs):
         if not isinstance(source, dict):
             super().__init__(source, save_path, **kwargs)
             return
-        # The toolkit reads the configuration from files, so it gets files
+        # SpeechBrain reads the configuration from files, so it gets files
         with tempfile.TemporaryDirectory() as folder:
             write_config(source, folder)
             super().__init__(folder, folder, **kwargs)
@@ -77,7 +77,7 @@ class ConfigOnly:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        """Builds the model with random weights, where the toolkit fetches."""
+        """Builds the model with random weights, where SpeechBrain fetches."""
         # As in from_pretrained, transformers picks the attention (SDPA where
         # the architecture has it)
         self.model = self.auto_class.from_config(self.config, **kwargs)
@@ -128,7 +128,7 @@ def write_config(config, folder):
 
 
 class Wav2Vec2(ConfigOnly, wav2vec2.Wav2Vec2):
-    """The toolkit's ``Wav2Vec2`` without pretrained weights.
+    """SpeechBrain's ``Wav2Vec2`` without pretrained weights.
 
     Arguments
     ---------
@@ -160,7 +160,7 @@ class Wav2Vec2(ConfigOnly, wav2vec2.Wav2Vec2):
 
 
 class HuBERT(ConfigOnly, hubert.HuBERT):
-    """The toolkit's ``HuBERT`` without pretrained weights.
+    """SpeechBrain's ``HuBERT`` without pretrained weights.
 
     Arguments
     ---------
@@ -187,7 +187,7 @@ class HuBERT(ConfigOnly, hubert.HuBERT):
 
 
 class WavLM(ConfigOnly, wavlm.WavLM):
-    """The toolkit's ``WavLM`` without pretrained weights.
+    """SpeechBrain's ``WavLM`` without pretrained weights.
 
     Arguments
     ---------

@@ -27,7 +27,7 @@ __all__ = ["load", "run", "run_clean", "unloaded_parameters"]
 
 
 def load(source: str, interface: dict[str, str], savedir: str):
-    """Load a model through the toolkit's interface.
+    """Load a model through SpeechBrain's interface.
 
     Arguments
     ---------
@@ -36,7 +36,7 @@ def load(source: str, interface: dict[str, str], savedir: str):
     interface : dict
         ``module`` and ``name`` of the class.
     savedir : str
-        Where the toolkit puts links to the files.
+        Where SpeechBrain puts links to the files.
     """
     module = importlib.import_module(interface["module"])
     cls = getattr(module, interface["name"])
@@ -88,7 +88,7 @@ def reachable_modules(model) -> list[tuple[str, torch.nn.Module]]:
     Arguments
     ---------
     model : Pretrained
-        One of the toolkit's interfaces, whose searchers hold modules too.
+        One of SpeechBrain's interfaces, whose searchers hold modules too.
     """
     found: list[tuple[str, torch.nn.Module]] = []
     seen: set[int] = set()

@@ -16,7 +16,7 @@ def refuse_switches(recipe: Recipe) -> None:
     Raises
     ------
     PublishError
-        If a known switch of the toolkit's recipes is not as interfaces imply.
+        If a known switch of SpeechBrain's recipes is not as interfaces imply.
     """
     for name, implied in _SWITCHES.items():
         value = recipe.definitions.value(name)

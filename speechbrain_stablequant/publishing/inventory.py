@@ -40,7 +40,7 @@ class Recipe:
     modules : dict
         Nodes of the Brain's modules by name.
     files : dict
-        Paths by the name of a loadable: quantized, or as the toolkit writes
+        Paths by the name of a loadable: quantized, or as SpeechBrain writes
         them.
     quantized : set of str
         Which of these are quantized.
@@ -195,7 +195,7 @@ class Recipe:
         )
 
     def sentencepiece_file(self) -> Optional[Path]:
-        """Return the tokenizer that the toolkit's SentencePiece has trained.
+        """Return the tokenizer that SpeechBrain's SentencePiece has trained.
 
         Recipes make it in Python, and it leaves ``<size>_<type>.model``.
         """
@@ -236,7 +236,7 @@ class Recipe:
     def label_file(self, name: str) -> Optional[Path]:
         """Return the file with the labels that a loadable encodes.
 
-        Recipes of the toolkit fill an encoder that they make in Python, and
+        Recipes of SpeechBrain fill an encoder that they make in Python, and
         keep it in ``save/label_encoder.txt``; the one of the YAML, which is in
         the checkpoint, may have stayed empty.
         """
@@ -262,7 +262,7 @@ class Recipe:
 
 
 def _has_labels(path: Path) -> bool:
-    """Whether a file of the toolkit's encoders has a label in it."""
+    """Whether a file of SpeechBrain's encoders has a label in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -101,14 +101,14 @@ def _fetched(source: str, savedir: Optional[str]) -> Path:
 
 
 def load(source: str, savedir: Optional[str] = None) -> Any:
-    """Load a published model through the toolkit's interface for it.
+    """Load a published model through SpeechBrain's interface for it.
 
     Arguments
     ---------
     source : str
         Folder, or ``user/name`` on the hub.
     savedir : str, optional
-        Where the toolkit puts links to the files.
+        Where SpeechBrain puts links to the files.
 
     Returns
     -------
@@ -226,7 +226,7 @@ def _published(source: str) -> str:
 
 
 def read_audio(model: LoadedModel, paths: Sequence[str]) -> list[torch.Tensor]:
-    """Read files through the toolkit, at the model's rate, one channel.
+    """Read files through SpeechBrain, at the model's rate, one channel.
 
     Raises
     ------

@@ -54,7 +54,7 @@ class PublishOptions:
     output : str, optional
         The folder to make; by default ``ptq/hub`` in the experiment.
     interface : str, optional
-        Name of the toolkit's interface; by default the one that fits.
+        Name of SpeechBrain's interface; by default the one that fits.
     hyperparams : str, optional
         An inference YAML to take in place of one from the experiment's.
     example : str, optional

@@ -1,4 +1,4 @@
-"""Publish when a recipe has come to its end: the ``publish`` knob of the block.
+"""Publish when a recipe has come to its end: the ``publish`` option of the block.
 
 A recipe may have any number of test sets, and only its end tells which was the
 last. So the command line does it, in a process of its own, as the interpreter
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class PublishKnobs:
-    """The knobs below ``publish``: options of ``stablequant publish``.
+    """The options below ``publish``: options of ``stablequant publish``.
 
     Arguments
     ---------
@@ -96,13 +96,13 @@ class PublishKnobs:
         known = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(knobs, Mapping):
             raise KnobError(
-                f"publish is {knobs!r}: write its knobs, such as "
+                f"publish is {knobs!r}: write its options, such as "
                 "publish: {repo: user/name}."
             )
         for key in knobs:
             if key not in known:
                 raise KnobError(
-                    f"publish has no knob '{key}'." + nearest(key, known)
+                    f"publish has no option '{key}'." + nearest(key, known)
                 )
         return cls(**knobs)
 
@@ -166,7 +166,7 @@ def make_publisher(knobs: Any) -> Optional["Publisher"]:
 
     Arguments
     ---------
-    knobs : dict, optional
+    options : dict, optional
         The block's ``publish``.
     """
     found = PublishKnobs.of(knobs)
@@ -182,7 +182,7 @@ class Publisher:
 
     Arguments
     ---------
-    knobs : PublishKnobs
+    options : PublishKnobs
         What to do.
     """
 

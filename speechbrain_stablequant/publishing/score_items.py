@@ -183,7 +183,7 @@ def recorded_items(recipe: Recipe, metric: str) -> dict[str, list[float]]:
 def recorded_scores(recipe: Recipe) -> list[tuple[str, str, int, float]]:
     """Return trials of the quantized pass: two IDs, the label, the score.
 
-    They are in a file of the recipe, as the toolkit's speaker recipe writes it.
+    They are in a file of the recipe, as SpeechBrain's speaker recipe writes it.
     """
     found = []
     # A script without a Brain has one pass, over the quantized model.

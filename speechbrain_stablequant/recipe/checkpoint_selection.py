@@ -138,7 +138,7 @@ def kept_weights(
         if isinstance(obj, nn.Module)
     }
     with unchanged(modules.values()):
-        # A copy with fewer recoverables keeps the toolkit's rules of loading.
+        # A copy with fewer recoverables keeps SpeechBrain's rules of loading.
         loader = copy.copy(checkpointer)
         loader.recoverables = modules
         loader.load_checkpoint(checkpoint)

@@ -15,7 +15,7 @@ __all__ = ["BrainEvaluator", "find_metrics", "metrics_of"]
 
 
 def metrics_of(brain: sb.Brain) -> dict[str, MetricStats]:
-    """Return the toolkit metric objects that a Brain holds, by attribute."""
+    """Return SpeechBrain metric objects that a Brain holds, by attribute."""
     return {
         name: value
         for name, value in vars(brain).items()

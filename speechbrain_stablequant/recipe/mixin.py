@@ -1,6 +1,6 @@
 """The Brain side: the mixin, the data it captures, scoring through it.
 
-Only ``fit`` and ``evaluate`` are overridden, which no recipe of the toolkit
+Only ``fit`` and ``evaluate`` are overridden, which no recipe of SpeechBrain
 overrides itself; all ``on_*`` hooks stay the recipe's.
 """
 

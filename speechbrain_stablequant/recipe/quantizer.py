@@ -121,7 +121,7 @@ class PostTrainingQuantizer:
     Raises
     ------
     KnobError
-        For an unknown knob or a value out of range, when the YAML is loaded.
+        For an unknown option or a value out of range, when the YAML is loaded.
     """
 
     def __init__(
@@ -396,7 +396,7 @@ class PostTrainingQuantizer:
             brain, self.suffix, self.label, self._folder(brain), since
         )
 
-    @main_process_only  # all ranks must call it: the toolkit's savers broadcast
+    @main_process_only  # all ranks must call it: SpeechBrain's savers broadcast
     def _finish(self, brain, conversion, planned, result) -> None:
         """Write the checkpoint once, and the report after each test set."""
         folder = self._folder(brain)
@@ -418,9 +418,9 @@ class PostTrainingQuantizer:
 
 
 def _check_names(knobs: dict) -> None:
-    """Refuse unknown knobs, pointing to the nearest of all there are."""
+    """Refuse unknown options, pointing to the nearest of all there are."""
     own = [*inspect.signature(PostTrainingQuantizer).parameters][:-1]
     known = [*own, *(f.name for f in dataclasses.fields(Settings))]
     for key in knobs:
         if key not in known:
-            raise KnobError(f"ptq has no knob '{key}'." + nearest(key, known))
+            raise KnobError(f"ptq has no option '{key}'." + nearest(key, known))

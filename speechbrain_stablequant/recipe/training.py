@@ -1,8 +1,8 @@
 """``method: quantization_aware`` for a recipe: train once, load when needed.
 
 Everything is below ``<output_folder>/ptq/training``, in a folder for each
-choice of knobs and float weights: the plan that training started from and the
-toolkit's checkpoints. The same choice is resumed.
+choice of options and float weights: the plan that training started from and
+SpeechBrain's checkpoints. The same choice is resumed.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ class RecipeTraining:
         self.settings, self.results, self.brain = settings, results, brain
         self.parent = results / "training"
         if brain.debug and not brain.debug_persistently and brain.checkpointer:
-            # The toolkit has put the checkpoints into a temporary folder.
+            # SpeechBrain has put the checkpoints into a temporary folder.
             self.parent = Path(brain.checkpointer.checkpoints_dir) / "training"
         self.knobs = fingerprint(settings.search_identity())[:8]
         self.folder: Optional[Path] = None  # of this run
@@ -138,7 +138,7 @@ class RecipeTraining:
             )
         if len(trained) > 1:
             raise CheckpointError(
-                f"{self.parent} has several trainings with these knobs, "
+                f"{self.parent} has several trainings with these options, "
                 "started from other float weights than those that are tested "
                 "here: keep the one that you want of "
                 + ", ".join(path.name for path in trained)

@@ -17,7 +17,7 @@ from speechbrain_stablequant.layers.modules import evaluating
 __all__ = ["WaveformBatch", "WaveformBatches"]
 
 _AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-_LENGTHS = ("lengths", "lens", "wav_lens")  # what the toolkit calls them
+_LENGTHS = ("lengths", "lens", "wav_lens")  # what SpeechBrain calls them
 
 
 class WaveformBatch(NamedTuple):
@@ -51,7 +51,7 @@ class WaveformBatches:
     Arguments
     ---------
     source : str or Path
-        A list of the toolkit, csv or json, with ``wav`` and, if only a part
+        A list of SpeechBrain, csv or json, with ``wav`` and, if only a part
         of the file is meant, ``start`` and ``stop`` in samples; or a folder
         with audio files.
     front_end : list of callable
@@ -152,7 +152,7 @@ class WaveformBatches:
             text = err.args[0] if err.args else err
             raise CalibrationError(
                 f"Calibration data: '{self.source}' is not a list of the "
-                f"toolkit: {text}. Variables go into replacements, such as "
+                f"SpeechBrain: {text}. Variables go into replacements, such as "
                 "{data_root: /path}."
             ) from err
 
@@ -195,7 +195,7 @@ class WaveformBatches:
 
 
 def _part(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an utterance in the form that the toolkit reads."""
+    """Return an utterance in the form that SpeechBrain reads."""
     if isinstance(entry["wav"], dict):
         return entry["wav"]
     bounds = {

@@ -28,7 +28,7 @@ FLOAT = "W32"
 
 
 def bits_of(plan: LayerPlan) -> str:
-    """Return the width of a layer as knobs spell it: ``W8A8``, ``W4``."""
+    """Return the width of a layer as options spell it: ``W8A8``, ``W4``."""
     inputs = {p.scheme.bits for p in plan.inputs.values()}
     return f"W{plan.weight.bits}" + (f"A{max(inputs)}" if inputs else "")
 

@@ -86,7 +86,7 @@ def _no_decisions_by_value() -> Iterator[None]:
 
 
 def _length_to_mask(length, max_len=None, dtype=None, device=None):
-    """`length_to_mask` of the toolkit, without turning lengths into numbers."""
+    """`length_to_mask` of SpeechBrain, without turning lengths into numbers."""
     longest = length.max().long() if max_len is None else max_len
     positions = torch.arange(longest, device=length.device)
     mask = positions.to(length.dtype).unsqueeze(0) < length.unsqueeze(1)

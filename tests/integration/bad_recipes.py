@@ -1,4 +1,4 @@
-"""Brains that do in a test pass what recipes of the toolkit do, and worse."""
+"""Brains that do in a test pass what recipes of SpeechBrain do, and worse."""
 
 import random
 from pathlib import Path

@@ -53,7 +53,7 @@ def run_recipe(
     yaml : Path
         Hyperparameters.
     debug : bool
-        Two batches an epoch; the toolkit then keeps no checkpoints.
+        Two batches an epoch; SpeechBrain then keeps no checkpoints.
     flags : list of str
         Given as they are: ``--test_only``.
     **overrides

@@ -1,4 +1,4 @@
-"""Domains in the toolkit's own search, rescoring, checkpoints and recipes."""
+"""Domains in SpeechBrain's own search, rescoring, checkpoints and recipes."""
 
 import copy
 import random
@@ -201,7 +201,7 @@ def test_rescoring_by_domain(tokenizer):
         assert level == pytest.approx(levels[row], rel=1e-4)
 
 
-# -- checkpoints of the toolkit --------------------------------------------------------------
+# -- checkpoints of SpeechBrain --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [None, "W8A8"])

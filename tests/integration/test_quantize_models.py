@@ -1,4 +1,4 @@
-"""The toolkit's models through ``quantize``: all covered, all reached."""
+"""SpeechBrain's models through ``quantize``: all covered, all reached."""
 
 import pytest
 import torch

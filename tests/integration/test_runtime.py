@@ -1,4 +1,4 @@
-"""The quantized model on integer kernels, inside the toolkit's own flow."""
+"""The quantized model on integer kernels, inside SpeechBrain's own flow."""
 
 import json
 import math

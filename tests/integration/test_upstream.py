@@ -1,4 +1,4 @@
-"""Unmodified recipes of the toolkit with nothing but the block appended."""
+"""Unmodified recipes of SpeechBrain with nothing but the block appended."""
 
 import json
 import shutil

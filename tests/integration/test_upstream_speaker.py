@@ -1,4 +1,4 @@
-"""The toolkit's speaker recipes, unmodified, with a block appended.
+"""SpeechBrain's speaker recipes, unmodified, with a block appended.
 
 ``train_speaker_embeddings.py`` never evaluates, and
 ``speaker_verification_cosine.py`` has no Brain: it embeds with what a

@@ -1,4 +1,4 @@
-"""A CTC recipe in small, written the way the toolkit's recipes are.
+"""A CTC recipe in small, written the way SpeechBrain's recipes are.
 
 Words of the alphabet ``abcdef`` are spelled in tones with some noise. Run as a
 script it takes the arguments of any recipe: ``toy.py toy.yaml --key value``.
@@ -187,7 +187,7 @@ def run(hparams, brain_class=ToyASR, run_opts=None, tests=TEST_SETS):
 
 
 def evaluate(brain, hparams, data, name):
-    """Evaluate a test set as the toolkit's CTC recipe does."""
+    """Evaluate a test set as SpeechBrain's CTC recipe does."""
     brain.hparams.test_wer_file = f"{hparams['output_folder']}/wer_{name}.txt"
     return brain.evaluate(
         data[name],

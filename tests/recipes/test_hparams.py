@@ -63,7 +63,7 @@ def test_block_loads(path, tmp_path):
 
 
 def test_all_knobs_are_listed_with_their_defaults(tmp_path):
-    path = ROOT / "hparams" / "ptq_all_knobs.yaml"
+    path = ROOT / "hparams" / "ptq_all_options.yaml"
     settings = load_block(path, tmp_path).settings
     assert {k: _plain(v) for k, v in vars(settings).items()} == {
         k: _plain(v) for k, v in vars(Settings()).items()
@@ -136,7 +136,7 @@ def test_recipe_yaml_looks_like_speechbrain(path):
 
 @pytest.mark.parametrize("path", PTQ, ids=name)
 def test_block_of_recipe_loads(path, tmp_path):
-    """With all knobs of the block where they can be set flatly."""
+    """With all options of the block where they can be set flatly."""
     _, marker, block = path.read_text().partition("# Quantization #")
     assert marker, "the section of quantization is missing"
     text = RECIPE.format(folder=tmp_path) + block.partition("\n")[2]

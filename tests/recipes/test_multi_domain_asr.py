@@ -91,7 +91,7 @@ def test_rescoring_adds_the_language_model(tokenizer):
         for hyp in nbest["a"]
     )[::-1]
     assert [hyp.text for hyp in found["a"]] == [text for _, text in expected]
-    # The toolkit's rescorer leaves out the padding token and normalises anew
+    # SpeechBrain's rescorer leaves out the padding token and normalises anew
     assert found["a"][0].score == pytest.approx(expected[0][0], abs=0.2)
 
 

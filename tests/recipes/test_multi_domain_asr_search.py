@@ -118,7 +118,7 @@ def test_padding_changes_nothing():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_without_a_language_model_at_least_as_good_as_the_toolkit(seed):
+def test_without_a_language_model_at_least_as_good_as_speechbrain(seed):
     """As probable as the greedy labelling and that of CTCBeamSearcher."""
     posteriors = random_posteriors(30, tokens=12, seed=seed, sharpness=3)
     ((best,),) = search([posteriors], beam_size=10)
@@ -131,13 +131,13 @@ def test_without_a_language_model_at_least_as_good_as_the_toolkit(seed):
         prune_history=False,
     )
     text = searcher(posteriors[None], torch.ones(1))[0][0].text
-    toolkit = [vocab.index(letter) for letter in text]
+    speechbrain = [vocab.index(letter) for letter in text]
     greedy = filter_ctc_output(posteriors.argmax(-1).tolist(), blank_id=BLANK)
     assert best[1] == pytest.approx(
         log_probability(posteriors, best[0]), abs=1e-3
     )
     assert best[1] >= log_probability(posteriors, greedy) - 1e-3
-    assert best[1] >= log_probability(posteriors, toolkit) - 1e-3
+    assert best[1] >= log_probability(posteriors, speechbrain) - 1e-3
 
 
 def test_score_is_the_sum_of_the_scorers():
@@ -180,7 +180,7 @@ def test_faster_scorers_give_the_same():
 
 
 def test_doubt_does_not_push_the_best_out_of_the_beam():
-    """With the toolkit's own prefix scores it does: hence the lookahead."""
+    """With SpeechBrain's own prefix scores it does: hence the lookahead."""
     from ctc_search import CTCLabelSearcher, build_searcher
     from speechbrain.decoders import CTCScorer, ScorerBuilder
 

@@ -25,8 +25,8 @@ def prepare_text(
 ):
     """Writes one CSV file per split, with the columns ID, duration and wrd.
 
-    The duration of a sentence is its number of characters, so that the
-    toolkit's sorting and dynamic batches work as they do for speech.
+    The duration of a sentence is its number of characters, so that
+    SpeechBrain's sorting and dynamic batches work as they do for speech.
 
     Arguments
     ---------

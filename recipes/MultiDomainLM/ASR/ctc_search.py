@@ -1,8 +1,8 @@
 """Label-synchronous beam search over the posteriors of a CTC model.
 
-The toolkit's searchers for CTC models fuse n-gram models only. Here one of its
+SpeechBrain's searchers for CTC models fuse n-gram models only. Here one of its
 searchers for attention decoders runs without a decoder: what scores a
-hypothesis are its CTC probability and a language model, through the toolkit's
+hypothesis are its CTC probability and a language model, through SpeechBrain's
 own scorers (Watanabe et al., IEEE JSTSP 2017, with a CTC weight of one).
 """
 
@@ -129,9 +129,9 @@ class CTCLabelSearcher(S2SBeamSearcher):
 
 
 class CTCScorerWithLookahead(CTCScorer):
-    """The toolkit's CTCScorer, for a search without a decoder.
+    """SpeechBrain's CTCScorer, for a search without a decoder.
 
-    The toolkit's scorer adds up all that could follow a hypothesis. Where the
+    SpeechBrain's scorer adds up all that could follow a hypothesis. Where the
     CTC model is in doubt much could follow, in little pieces, so that wrong
     beginnings push the right one out of the beam, and the search ends with less
     likely sentences than greedy decoding. Here a hypothesis counts with the
@@ -250,7 +250,7 @@ def build_searcher(
     num_tokens : int, optional
         Tokens that the CTC model scores for each recording; None: all.
     lm_scorer : type
-        The toolkit's scorer of the language model, or another of its kind.
+        SpeechBrain's scorer of the language model, or another of its kind.
 
     Returns
     -------

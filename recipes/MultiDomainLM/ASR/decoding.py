@@ -208,7 +208,7 @@ def word_errors(found, references):
     Returns
     -------
     ErrorRateStats
-        The toolkit's; `speechbrain_stablequant.metrics.metric.items_of` reads the
+        SpeechBrain's; `speechbrain_stablequant.metrics.metric.items_of` reads the
         utterances out of it.
     """
     stats = ErrorRateStats()

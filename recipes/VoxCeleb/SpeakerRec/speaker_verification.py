@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recipe for speaker verification with a trained model, float or quantized.
 
-The model is loaded with the toolkit's own interface, so `source` may be a
+The model is loaded with SpeechBrain's own interface, so `source` may be a
 folder published by this recipe, a name on the hub, or a checkpoint folder.
 
 To run this recipe, do the following:
@@ -62,7 +62,7 @@ def load_model(hparams, run_opts):
 
 
 def is_quantized(path):
-    """Whether a checkpoint file is one of ours; the toolkit's is a pickle."""
+    """Whether a checkpoint file is one of ours; SpeechBrain's is a pickle."""
     try:
         read_header(path)
     except CheckpointError:

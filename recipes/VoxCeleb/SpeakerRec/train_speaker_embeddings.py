@@ -7,7 +7,7 @@ quantized under a budget of equal error rate and tested again.
 To run this recipe, do the following:
 > python train_speaker_embeddings.py hparams/train_ecapa_tdnn_1024.yaml --data_folder /path/to/VoxCeleb
 
-Unlike the toolkit's script of the same name it validates on trials over
+Unlike SpeechBrain's script of the same name it validates on trials over
 speakers that training never sees, in whole utterances, and calls `evaluate`.
 """
 

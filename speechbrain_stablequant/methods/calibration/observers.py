@@ -1,6 +1,6 @@
 """Observers: from a histogram of activations to the range that is kept.
 
-The definitions are those of NVIDIA's pytorch-quantization, the toolkit that
+The definitions are those of NVIDIA's pytorch-quantization, SpeechBrain that
 the StableQuant paper (https://arxiv.org/abs/2504.14915) appears to build on:
 ``max``, ``percentile``, ``mse`` and ``entropy``. All look at absolute values;
 an affine scheme keeps the part of [minimum, maximum] inside the cut.
@@ -20,7 +20,7 @@ from speechbrain_stablequant.methods.calibration.histogram import (
 __all__ = ["OBSERVERS", "TAIL_RULES", "choose_input", "expected_error"]
 
 TAIL_RULES = ("drop", "fold")
-_SMALLEST = 32  # a cut below 1/32 of the range is not tried (toolkit: 1/16)
+_SMALLEST = 32  # a cut below 1/32 of the range is not tried (SpeechBrain: 1/16)
 _CANDIDATES = 512  # of the cut; the error is smooth in between
 
 
@@ -179,7 +179,7 @@ def _entropy(histogram, counts, limit, top, scheme, tail) -> float:
     levels = 2 ** (scheme.bits - int(scheme.signed and scheme.symmetric))
     counts = counts[:top].double()
     if top > 1:
-        counts[0] = counts[1]  # the toolkit: zeros say nothing about the range
+        counts[0] = counts[1]  # SpeechBrain: zeros say nothing about the range
     candidates = [int(c) + 1 for c in _candidates(top, smallest=levels)]
     costs = torch.tensor([_divergence(counts, c, levels) for c in candidates])
     best = len(costs) - 1 - int(costs.flip(0).argmin())

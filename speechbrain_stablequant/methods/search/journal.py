@@ -33,7 +33,7 @@ def fingerprint(*parts: Any) -> str:
 class Journal:
     """Results of a search by key, on disk line by line.
 
-    A journal of another search (other weights, data or knobs) is set aside,
+    A journal of another search (other weights, data or options) is set aside,
     never deleted. A last line that was cut off is ignored.
 
     Arguments

@@ -73,7 +73,7 @@ def search_mixed_precision(context: SearchContext) -> SearchResult:
     CalibrationError
         If nothing can be measured.
     KnobError
-        If ``target_size`` is smaller than the candidates allow, or a knob
+        If ``target_size`` is smaller than the candidates allow, or an option
         asks for a metric where there is none.
     """
     _check(context)

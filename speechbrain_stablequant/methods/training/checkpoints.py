@@ -1,4 +1,4 @@
-"""Checkpoints of quantization-aware training, through the toolkit's own."""
+"""Checkpoints of quantization-aware training, through SpeechBrain's own."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 __all__ = ["TrainingCheckpointer", "TrainingProgress", "training_checkpointer"]
 
-_SCALER = "scaler"  # the toolkit's name for that of mixed precision
+_SCALER = "scaler"  # SpeechBrain's name for that of mixed precision
 
 
 @register_checkpoint_hooks

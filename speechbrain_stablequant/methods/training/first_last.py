@@ -23,7 +23,7 @@ def with_first_last(root: nn.Module, settings: Settings) -> Settings:
     root : torch.nn.Module
         The prepared model.
     settings : Settings
-        The knobs; returned as they are for any other method.
+        The options; returned as they are for any other method.
     """
     if settings.method != "quantization_aware":
         return settings

@@ -20,7 +20,7 @@ __all__ = ["CosineBackend", "check_score_norm"]
 
 
 def check_score_norm(score_norm, has_cohort: bool, cohort_size) -> None:
-    """Check the knobs of score normalization.
+    """Check the options of score normalization.
 
     Arguments
     ---------
@@ -78,7 +78,7 @@ class CosineBackend:
     Raises
     ------
     KnobError
-        If the knobs of normalization do not go together.
+        If the options of normalization do not go together.
 
     Example
     -------

@@ -67,7 +67,7 @@ class VerificationMetric(Metric):
     name : str
         Shown in tables.
     factor : float
-        100 for the EER, in percent. 100 for the minDCF too, as the toolkit's
+        100 for the EER, in percent. 100 for the minDCF too, as SpeechBrain's
         script logs it: with the usual costs and prior that is the cost
         relative to a system that rejects everything.
     unit : str

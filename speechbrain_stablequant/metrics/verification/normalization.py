@@ -1,6 +1,6 @@
 """Cosine scores and their normalization against a cohort of impostors.
 
-The formulas are those of the toolkit's ``speaker_verification_cosine.py``,
+The formulas are those of SpeechBrain's ``speaker_verification_cosine.py``,
 over arrays instead of one trial at a time.
 """
 
@@ -21,7 +21,7 @@ __all__ = [
 
 NORMALIZATIONS = ("z-norm", "t-norm", "s-norm")
 
-_EPS = 1e-6  # of the toolkit's CosineSimilarity
+_EPS = 1e-6  # of SpeechBrain's CosineSimilarity
 _ELEMENTS = 1 << 22  # of a temporary array: 16 MB
 
 

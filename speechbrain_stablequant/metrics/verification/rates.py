@@ -1,7 +1,7 @@
 """Equal error rate and minimum detection cost, by sorting.
 
-Like the toolkit, a trial is rejected when its score is at or below the
-threshold, and rates are float32. The toolkit also tries the midpoints between
+Like SpeechBrain, a trial is rejected when its score is at or below the
+threshold, and rates are float32. SpeechBrain also tries the midpoints between
 scores: they give the same rates as the scores below them.
 """
 
@@ -141,7 +141,7 @@ def eer(positive, negative) -> tuple[float, float]:
     best = _balanced(rejected, accepted)[0]
     miss, false = rejected[best, 0], accepted[best, 0]
     threshold = trials.thresholds[best]
-    # Where rounding makes a difference smaller than itself, the toolkit moves
+    # Where rounding makes a difference smaller than itself, SpeechBrain moves
     # on to the midpoint, although its rates are the same.
     if best + 1 < len(trials.thresholds) and _narrow(miss, false) < _wide(
         miss, false
@@ -174,7 +174,7 @@ def min_dcf(
     Returns
     -------
     cost : float
-        Not normalised, as in the toolkit.
+        Not normalised, as in SpeechBrain.
     threshold : float
         The score at which it is reached.
 
@@ -278,12 +278,12 @@ def _balanced(rejected, accepted) -> np.ndarray:
     left = [
         np.take_along_axis(r, before[None], 0)[0] for r in (rejected, accepted)
     ]
-    # The toolkit compares a difference that float32 has rounded with one that
+    # SpeechBrain compares a difference that float32 has rounded with one that
     # it has not, which decides when both are equally near.
     return np.where(_narrow(*right) < _wide(*left), crossing, before)
 
 
 def _detection_cost(rejected, accepted, c_miss, c_fa, p_target) -> np.ndarray:
-    # Python floats keep the arrays in float32, in which the toolkit computes
+    # Python floats keep the arrays in float32, in which SpeechBrain computes
     c_miss, c_fa, p_target = float(c_miss), float(c_fa), float(p_target)
     return c_miss * rejected * p_target + c_fa * accepted * (1 - p_target)

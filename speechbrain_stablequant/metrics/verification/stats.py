@@ -1,4 +1,4 @@
-"""A metric object of the toolkit's kind for speaker verification."""
+"""A metric object of SpeechBrain's kind for speaker verification."""
 
 import os
 from typing import Callable, Optional
@@ -46,7 +46,7 @@ class VerificationStats(MetricStats):
         A list like VoxCeleb's ``veri_test.txt``, ``<label> <enrolment>
         <test>`` in each line, or such tuples.
     score_norm : str, optional
-        ``z-norm``, ``t-norm`` or ``s-norm``, as in the toolkit's recipe.
+        ``z-norm``, ``t-norm`` or ``s-norm``, as in SpeechBrain's recipe.
     cohort : str, Path or list of str, optional
         Ids of the utterances to normalize against, or a file that has them in
         its first column. Their embeddings must be appended as well. Without
@@ -60,7 +60,7 @@ class VerificationStats(MetricStats):
     Raises
     ------
     KnobError
-        If the knobs of normalization are unknown or do not go together.
+        If the options of normalization are unknown or do not go together.
 
     Example
     -------
@@ -149,7 +149,7 @@ class VerificationStats(MetricStats):
         -------
         float or dict
             ``EER`` in percent with its ``threshold``; ``minDCF`` times
-            100, as the toolkit's script logs it; how many ``trials`` were
+            100, as SpeechBrain's script logs it; how many ``trials`` were
             complete; with normalization how many utterances
             of the ``cohort`` were there.
 
@@ -207,7 +207,7 @@ class VerificationStats(MetricStats):
         ]
 
     def write_scores(self, path) -> None:
-        """Write the score of each complete trial, as the toolkit's script.
+        """Write the score of each complete trial, as SpeechBrain's script.
 
         Arguments
         ---------

@@ -63,7 +63,7 @@ def num_parameters(module: nn.Module) -> int:
 def added_parameters(lm: MultiDomainLM) -> Iterable[AddedParameters]:
     """Return what each domain of a model adds.
 
-    With the knobs of the paper (`DomainConfig.paper`) and a model of the
+    With the options of the paper (`DomainConfig.paper`) and a model of the
     paper's class its two percent for a first and thirteen percent for a later
     domain come out.
 

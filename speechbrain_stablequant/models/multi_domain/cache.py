@@ -39,7 +39,7 @@ class _Entries:
     def append(self, tokens: torch.Tensor) -> None:
         """Make an entry of each of (groups, hypotheses) tokens.
 
-        The toolkit's Transformer masks token 0 as padding, wherever it is.
+        SpeechBrain's Transformer masks token 0 as padding, wherever it is.
         """
         end = self.used + tokens.shape[1]
         self.padding[:, self.used : end] = tokens == 0
@@ -252,7 +252,7 @@ class BeamCache:
         if self._bias is None:
             self._bias = self._mask(heads, query.dtype)
         # Scores are masked by adding: a hypothesis with nothing to attend to
-        # is not a number then, as in the toolkit.
+        # is not a number then, as in SpeechBrain.
         weights = torch.baddbmm(
             self._bias,
             query.flatten(0, 1),

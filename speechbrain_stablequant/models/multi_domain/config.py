@@ -79,7 +79,7 @@ class DomainConfig:
         Raises
         ------
         KnobError
-            If a knob is unknown or out of range.
+            If an option is unknown or out of range.
         """
         if isinstance(value, cls):
             return value
@@ -87,13 +87,13 @@ class DomainConfig:
             return cls()
         if not isinstance(value, Mapping):
             raise KnobError(
-                f"The knobs of a domain are a mapping, not {value!r}."
+                f"The options of a domain are a mapping, not {value!r}."
             )
         known = [field.name for field in dataclasses.fields(cls)]
         for key in value:
             if key not in known:
                 raise KnobError(
-                    f"A domain has no knob '{key}'." + nearest(key, known)
+                    f"A domain has no option '{key}'." + nearest(key, known)
                 )
         return cls(**value)
 

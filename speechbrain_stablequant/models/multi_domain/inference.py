@@ -1,4 +1,4 @@
-"""A published language model, loaded as the toolkit loads a recognizer."""
+"""A published language model, loaded as SpeechBrain loads a recognizer."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class SentenceScore(NamedTuple):
 class LanguageModel(Pretrained):
     """A ready-to-use language model, of one domain or of many.
 
-    The toolkit has no such interface. The YAML needs the module ``lm``, a
+    SpeechBrain has no such interface. The YAML needs the module ``lm``, a
     ``tokenizer`` and, where they are not 1 and 2, ``bos_index`` and
     ``eos_index``.
 

@@ -38,7 +38,7 @@ class Sites(NamedTuple):
 class BottleneckAdapter(nn.Module):
     """Down-projection, ReLU, up-projection and a residual connection.
 
-    Houlsby et al., ICML 2019. The toolkit's ``HoulsbyAdapterLinear`` wraps a
+    Houlsby et al., ICML 2019. SpeechBrain's ``HoulsbyAdapterLinear`` wraps a
     layer; this one comes behind a sub-layer and can be one of several.
 
     Arguments

@@ -49,12 +49,12 @@ class MultiDomainLM(nn.Module):
     trunk : TransformerLM or RNNLM
         The common model, float or quantized. Its parameters are frozen.
     domains : dict or list, optional
-        The domains to begin with; in a dict each with its knobs of
+        The domains to begin with; in a dict each with its options of
         `DomainConfig`, or None.
     domain : str, list or None
         What to `set_domain` to.
     config : DomainConfig or dict, optional
-        For domains without knobs of their own.
+        For domains without options of their own.
 
     Raises
     ------

@@ -95,7 +95,7 @@ class Routing:
         name : str
             The place.
         wrapper : torch.nn.Module
-            The toolkit's ``LayerNorm`` of the trunk.
+            SpeechBrain's ``LayerNorm`` of the trunk.
         x : torch.Tensor
             (rows, ..., features).
         """

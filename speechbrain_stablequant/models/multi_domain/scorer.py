@@ -109,16 +109,16 @@ class _Search(NamedTuple):
 
 
 class TransformerLMScorerWithCache(TransformerLMScorer):
-    """The toolkit's ``TransformerLMScorer``, with keys and values kept.
+    """SpeechBrain's ``TransformerLMScorer``, with keys and values kept.
 
-    At each step the toolkit's scorer runs its language model over the whole
+    At each step SpeechBrain's scorer runs its language model over the whole
     prefix of each hypothesis; this one runs it over the last token. It takes
     the same place in a ``ScorerBuilder``, under the same weight
     ``transformerlm``, and gives the same scores but for rounding.
 
     A language model that there is no cache for (attention other than
     ``regularMHA``, a ``forward`` of its own, compiled by `accelerate`, in
-    training mode, or while hooks watch its attention) is run as the toolkit
+    training mode, or while hooks watch its attention) is run as SpeechBrain
     does.
 
     Arguments
@@ -185,7 +185,7 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
                 prefix = memory if torch.is_tensor(memory) else None
                 return super().score(inp_tokens, prefix, candidates, attn)
         home = next(self.lm.parameters())
-        # As the toolkit does, but to go through all modules takes as long as
+        # As SpeechBrain does, but to go through all modules takes as long as
         # some layers.
         if not home.is_cuda and home.device != inp_tokens.device:
             self.lm.to(inp_tokens.device)
@@ -291,7 +291,7 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
         if reason != self._logged:
             logger.info(
                 "The language model reads the whole prefix at each step, as "
-                "with the toolkit's scorer: %s.",
+                "with SpeechBrain's scorer: %s.",
                 reason,
             )
         self._logged = reason

@@ -29,7 +29,7 @@ class TransformerTrunk:
     Raises
     ------
     StableQuantError
-        If the model has decoder layers, which the toolkit's own ``forward``
+        If the model has decoder layers, which SpeechBrain's own ``forward``
         cannot run either, or layers that are dropped at random.
     """
 
@@ -38,7 +38,7 @@ class TransformerTrunk:
             raise StableQuantError(
                 f"A TransformerLM with {lm.num_encoder_layers} encoder and "
                 f"{lm.num_decoder_layers} decoder layers cannot be a trunk: "
-                "use num_encoder_layers alone, as the toolkit's recipes do."
+                "use num_encoder_layers alone, as SpeechBrain's recipes do."
             )
         if lm.encoder.layerdrop_prob or not all(
             isinstance(layer, TransformerEncoderLayer)

@@ -33,7 +33,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Interface:
-    """One of the toolkit's inference interfaces.
+    """One of SpeechBrain's inference interfaces.
 
     Arguments
     ---------

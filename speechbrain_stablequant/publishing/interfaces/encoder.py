@@ -35,7 +35,7 @@ def config_of(encoder) -> dict[str, Any]:
     Arguments
     ---------
     encoder : torch.nn.Module
-        The toolkit's wrapper of wav2vec 2.0, HuBERT or WavLM.
+        SpeechBrain's wrapper of wav2vec 2.0, HuBERT or WavLM.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def config_of(encoder) -> dict[str, Any]:
 def without_weights(recipe: Recipe) -> tuple[dict[str, Node], Optional[str]]:
     """Return encoders that are built from their configuration.
 
-    The toolkit's wrappers fetch float weights, although quantized ones are to
+    SpeechBrain's wrappers fetch float weights, although quantized ones are to
     replace them.
 
     Returns

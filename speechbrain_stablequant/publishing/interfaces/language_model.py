@@ -40,7 +40,7 @@ def _needs(recipe: Recipe) -> Needs:
         )
     nodes = {
         TOKENIZER: None,
-        # Ends of a sentence; the toolkit's recipes name them so.
+        # Ends of a sentence; SpeechBrain's recipes name them so.
         **{
             key: recipe.definitions[key]
             for key in ("bos_index", "eos_index")

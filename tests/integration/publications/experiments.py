@@ -1,4 +1,4 @@
-"""Experiment folders as the toolkit's recipes leave them: YAML and manifests."""
+"""Experiment folders as SpeechBrain's recipes leave them: YAML and manifests."""
 
 import csv
 import io

@@ -119,7 +119,7 @@ def test_models_for_runtimes_alone(experiment, capsys, runtime):
     assert f"`{runtime}/`" in (folder / "README.md").read_text()
 
 
-# -- the knob of the block ---------------------------------------------------------
+# -- the option of the block ---------------------------------------------------------
 
 
 def run_toy(experiment, publish, code=""):
@@ -173,7 +173,7 @@ def test_not_published_when_the_recipe_fails(experiment, end):
         ("{interface: EncoderAST}", "Did you mean 'EncoderASR'"),
         ("{example: nowhere.wav}", "nowhere.wav is not there"),
         ("{private: maybe}", "True or False is needed"),
-        ("yes, please", "write its knobs"),
+        ("yes, please", "write its options"),
     ],
 )
 def test_wrong_knobs(tmp_path, knobs, message):

@@ -182,7 +182,7 @@ def command(monkeypatch):
 
 
 def test_interrupted_while_a_class_is_imported(stablequant, command):
-    """The toolkit's YAML makes an error of what `pydoc` runs into."""
+    """SpeechBrain's YAML makes an error of what `pydoc` runs into."""
 
     def run(arguments):
         try:

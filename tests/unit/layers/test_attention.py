@@ -190,7 +190,7 @@ TOOLKIT = {
 
 
 @pytest.mark.parametrize("name", TOOLKIT)
-def test_attention_of_the_toolkit(name):
+def test_attention_of_speechbrain(name):
     make, more = TOOLKIT[name]
     module = make()
     helpers.check_contract(module, X, X, X, *more)

@@ -1,4 +1,4 @@
-"""The knobs below ``training``."""
+"""The options below ``training``."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_an_unknown_knob_points_to_the_nearest():
 
 @pytest.mark.parametrize("value", [None, 3, "epochs: 3", [1]])
 def test_knobs_come_in_a_mapping(value):
-    with pytest.raises(KnobError, match="maps knobs to values"):
+    with pytest.raises(KnobError, match="maps options to values"):
         Settings(method="quantization_aware", training=value)
 
 

@@ -25,7 +25,7 @@ def test_a_metric_weighs_its_items():
     assert math.isnan(Metric().value([]))
 
 
-def test_error_rates_are_the_toolkits():
+def test_error_rates_are_speechbrain():
     stats = ErrorRateStats()
     stats.append(
         ["u1", "u2", "u3"],

@@ -58,7 +58,7 @@ def blueprint(recipe, name=None):
 
 
 def objects(found):
-    """Return what the YAML makes, as the toolkit would load it."""
+    """Return what the YAML makes, as SpeechBrain would load it."""
     return load_hyperpyyaml(io.StringIO(found.text))
 
 

@@ -1,4 +1,4 @@
-"""Whole models of the toolkit: compiled in one piece, whatever the lengths.
+"""Whole models of SpeechBrain: compiled in one piece, whatever the lengths.
 
 Values between two levels may go either way; each such step is noise of half a
 level of one of many values, and no layer amplifies it much. Two hundredths of

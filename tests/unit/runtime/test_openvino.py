@@ -28,7 +28,7 @@ TOKENS = torch.arange(20).reshape(2, 10)
 MORE_TOKENS = torch.arange(33).reshape(3, 11) % 20
 
 
-def toolkit_conv(**options):
+def speechbrain_conv(**options):
     options = {"out_channels": 8, "kernel_size": 3, **options}
     return Conv1d(input_shape=(None, None, 12), **options)
 
@@ -72,19 +72,19 @@ LAYERS = {
         CHANNELS,
         MORE_CHANNELS,
     ),
-    "toolkit-same": (toolkit_conv, FRAMES, LONGER),
-    "toolkit-dilated": (
-        lambda: toolkit_conv(dilation=2, groups=2, padding_mode="constant"),
+    "speechbrain-same": (speechbrain_conv, FRAMES, LONGER),
+    "speechbrain-dilated": (
+        lambda: speechbrain_conv(dilation=2, groups=2, padding_mode="constant"),
         FRAMES,
         LONGER,
     ),
-    "toolkit-valid": (
-        lambda: toolkit_conv(padding="valid", stride=2),
+    "speechbrain-valid": (
+        lambda: speechbrain_conv(padding="valid", stride=2),
         FRAMES,
         LONGER,
     ),
-    "toolkit-causal": (
-        lambda: toolkit_conv(padding="causal"),
+    "speechbrain-causal": (
+        lambda: speechbrain_conv(padding="causal"),
         FRAMES,
         LONGER,
     ),
@@ -93,7 +93,7 @@ LAYERS = {
         IMAGES,
         MORE_IMAGES,
     ),
-    "toolkit-conv2d": (
+    "speechbrain-conv2d": (
         lambda: Conv2d(6, (3, 3), input_shape=(None, None, 12)),
         FRAMES,
         LONGER,
@@ -179,7 +179,7 @@ def test_a_layer_for_which_there_is_no_integer_kernel_is_an_error(scheme):
 
 
 @pytest.mark.parametrize(
-    "kind", ["linear", "conv1d-groups", "toolkit-same", "deconv"]
+    "kind", ["linear", "conv1d-groups", "speechbrain-same", "deconv"]
 )
 @pytest.mark.parametrize("bits", ["W4A8", "W8A6", "W6A4", "W2A8", "W1A8"])
 def test_fewer_bits_run_in_int8_too(kind, bits):
@@ -429,7 +429,7 @@ def future(time):
 
 
 class Attention(nn.Module):
-    """Self-attention behind a layer norm, as in the toolkit's encoders."""
+    """Self-attention behind a layer norm, as in SpeechBrain's encoders."""
 
     def __init__(self, attention):
         super().__init__()

@@ -2,7 +2,7 @@
 """Recipe for training a CTC speech recognizer on a wav2vec 2.0, HuBERT or
 WavLM encoder, pretrained or from scratch, with characters as tokens.
 
-Validation decodes greedily. Testing decodes with the toolkit's
+Validation decodes greedily. Testing decodes with SpeechBrain's
 CTCBeamSearcher where the YAML has ``test_beam_search``, else greedily.
 
 To run this recipe, do the following:

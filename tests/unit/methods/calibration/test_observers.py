@@ -103,7 +103,7 @@ def test_mse_is_as_good_as_brute_force(data, bits, kind):
 
 
 def reference_divergence(counts, bins, levels):
-    """The toolkit's loop: digitize, average, compare with scipy's entropy."""
+    """SpeechBrain's loop: digitize, average, compare with scipy's entropy."""
     total, members = [0.0] * levels, [0] * levels
     for i in range(bins):
         if counts[i]:
@@ -128,7 +128,7 @@ def reference_divergence(counts, bins, levels):
 
 
 @pytest.mark.parametrize("bins", [8, 13, 20, 40])
-def test_divergence_is_the_toolkits(bins):
+def test_divergence_is_speechbrain(bins):
     counts = (torch.randn(40) * 4).abs().floor().double()
     counts[12] = 0
     expected = reference_divergence(counts.tolist(), bins, 8)

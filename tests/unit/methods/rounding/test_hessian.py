@@ -45,7 +45,7 @@ CONVOLUTIONS = {
     ),
     "2d no batch": (nn.Conv2d(2, 3, 3), (2, 6, 5)),
     "transposed": (nn.ConvTranspose1d(4, 6, 3), (2, 4, 7)),
-    "transposed, all knobs": (
+    "transposed, all options": (
         nn.ConvTranspose1d(
             4, 6, 4, stride=3, padding=2, output_padding=1, groups=2,
             dilation=2,

@@ -1,4 +1,4 @@
-"""Score normalization: equal to the loop of the toolkit's recipe."""
+"""Score normalization: equal to the loop of SpeechBrain's recipe."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ COHORT = {"c" + key: value for key, value in COHORT.items()}
 
 
 def recipe_scores(trials, vectors, score_norm, cohort_size):
-    """The loop of the toolkit's speaker_verification_cosine.py."""
+    """The loop of SpeechBrain's speaker_verification_cosine.py."""
     similarity = torch.nn.CosineSimilarity(dim=-1, eps=1e-6)
     train_cohort = torch.stack([torch.tensor(c)[None] for c in COHORT.values()])
     scores = []
@@ -68,7 +68,7 @@ def test_scores_are_the_recipes(score_norm, cohort_size):
     np.testing.assert_allclose(stats.scores, expected, rtol=2e-4, atol=2e-4)
 
 
-def test_an_utterance_of_no_length_scores_zero_as_in_the_toolkit():
+def test_an_utterance_of_no_length_scores_zero_as_in_speechbrain():
     zero, other = np.zeros((1, 3), "f4"), np.array([[3.0, 4.0, 0]], "f4")
     assert not unit_rows(zero).any()
     assert unit_rows(other).tolist() == [[np.float32(0.6), np.float32(0.8), 0]]

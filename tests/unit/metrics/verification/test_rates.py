@@ -1,4 +1,4 @@
-"""Error rates by sorting: equal to the toolkit's, and weighted."""
+"""Error rates by sorting: equal to SpeechBrain's, and weighted."""
 
 import numpy as np
 import pytest
@@ -32,13 +32,13 @@ def check_equal(positive, negative):
 
 @settings(max_examples=300)
 @given(SCORES, SCORES)
-def test_rates_and_thresholds_are_the_toolkits(positive, negative):
+def test_rates_and_thresholds_are_speechbrain(positive, negative):
     check_equal(positive, negative)
 
 
 @pytest.mark.parametrize("step", [0, 0.01, 0.25, 2])
 @pytest.mark.parametrize("seed", range(6))
-def test_rates_of_many_trials_are_the_toolkits(seed, step):
+def test_rates_of_many_trials_are_speechbrain(seed, step):
     rng = np.random.default_rng(seed)
     positive = rng.normal(1, 1, rng.integers(1, 300))
     negative = rng.normal(0, 1, rng.integers(1, 300))
@@ -50,7 +50,7 @@ def test_rates_of_many_trials_are_the_toolkits(seed, step):
 
 
 @pytest.mark.parametrize("costs", [(1, 1, 0.5), (10, 1, 0.01), (1, 3.5, 0.2)])
-def test_other_costs_are_the_toolkits(costs):
+def test_other_costs_are_speechbrain(costs):
     rng = np.random.default_rng(3)
     positive = torch.tensor(rng.normal(1, 1, 80)).float()
     negative = torch.tensor(rng.normal(0, 1, 90)).float()

@@ -1,4 +1,4 @@
-"""The toolkit's kind of metric object for verification."""
+"""SpeechBrain's kind of metric object for verification."""
 
 import io
 
@@ -37,7 +37,7 @@ def small(trials=ROWS):
     return filled(trials, {k: np.float32(v) for k, v in vectors.items()})
 
 
-def test_the_summary_is_the_toolkits(tmp_path):
+def test_the_summary_is_speechbrain(tmp_path):
     vectors = embeddings()
     trials = all_trials(vectors, stride=7)
     path = tmp_path / "veri_test.txt"

@@ -121,7 +121,7 @@ def test_mixed_precision_training(lm):
 
 
 def test_no_rows():
-    """The toolkit's model returns an empty batch, and so does this one."""
+    """SpeechBrain's model returns an empty batch, and so does this one."""
     lm = MultiDomainLM(models.transformer(), ["a"]).eval()
     for domain in ("a", ["a", None]):
         lm.set_domain(domain)

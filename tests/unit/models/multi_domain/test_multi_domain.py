@@ -257,7 +257,7 @@ def test_domains_go_where_the_trunk_goes(trunk):
 
 
 def test_half_precision():
-    """Of the recurrent model: the toolkit's masks are float32."""
+    """Of the recurrent model: SpeechBrain's masks are float32."""
     lm = models.multi_domain(models.recurrent(), "a", domain="a")
     ids = models.tokens()
     expected = lm(ids)[0]

@@ -1,4 +1,4 @@
-"""Domains of the toolkit's RNNLM, which goes step by step."""
+"""Domains of SpeechBrain's RNNLM, which goes step by step."""
 
 import pytest
 import speechbrain as sb
@@ -50,7 +50,7 @@ def test_hidden_states_only_where_the_trunk_returns_them():
 
 
 def test_scorer(lm):
-    """The toolkit's scorer keeps the hidden states, also between beams."""
+    """SpeechBrain's scorer keeps the hidden states, also between beams."""
     scorer = RNNLMScorer(lm, temperature=1.3)
     ids, memory = models.tokens(padded=False), None
     whole, _ = lm(ids)

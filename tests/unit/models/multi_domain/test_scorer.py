@@ -1,4 +1,4 @@
-"""The cached scorer gives the scores of the toolkit's, step by step."""
+"""The cached scorer gives the scores of SpeechBrain's, step by step."""
 
 import logging
 
@@ -218,7 +218,7 @@ def test_quantized_trunk(bits, normalize_before):
     """Rounding may put an activation on the next level, hence the tolerance."""
     lm = make_lm(normalize_before=normalize_before)
     result = quantize(lm, calibration(), bits=bits, progress=False)
-    # The toolkit would read the embeddings of a whole prefix anew as well.
+    # SpeechBrain would read the embeddings of a whole prefix anew as well.
     assert isinstance(lm.encoder.layers[0].self_att.att, QuantizedModule)
     compare(lm, atol=1e-4 if bits == "W4" else 0.5)
     for layer in lm.modules():
@@ -227,7 +227,7 @@ def test_quantized_trunk(bits, normalize_before):
     compare(lm)
 
 
-def test_quantized_activations_are_those_of_the_toolkit_mostly():
+def test_quantized_activations_are_those_of_speechbrain_mostly():
     lm = make_lm(normalize_before=True)
     quantize(lm, calibration(), bits="W8A8", progress=False)
     cached, stock = TransformerLMScorerWithCache(lm), TransformerLMScorer(lm)
@@ -284,7 +284,7 @@ def test_calibration_during_a_search_sees_attention():
 # -- language models without a cache -------------------------------------------
 
 
-def test_other_attention_is_run_as_the_toolkit_does(caplog):
+def test_other_attention_is_run_as_speechbrain_does(caplog):
     lm = make_lm(attention_type="RoPEMHA")
     cached, stock = TransformerLMScorerWithCache(lm), TransformerLMScorer(lm)
     memory, prefix = cached.reset_mem(torch.zeros(2, 1), None), None
@@ -310,7 +310,7 @@ def test_a_forward_of_its_own_is_called():
     assert torch.is_tensor(memory)
 
 
-def test_training_mode_has_dropout_as_in_the_toolkit():
+def test_training_mode_has_dropout_as_in_speechbrain():
     scorer = TransformerLMScorerWithCache(make_lm())
     scorer.lm.train()
     _, memory = scorer.score(torch.ones(2).long(), None, None, None)
