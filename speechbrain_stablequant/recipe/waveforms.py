@@ -151,7 +151,7 @@ class WaveformBatches:
         except (KeyError, ValueError, AttributeError) as err:
             text = err.args[0] if err.args else err
             raise CalibrationError(
-                f"Calibration data: '{self.source}' is not a list of the "
+                f"Calibration data: '{self.source}' is not a data list of "
                 f"SpeechBrain: {text}. Variables go into replacements, such as "
                 "{data_root: /path}."
             ) from err
