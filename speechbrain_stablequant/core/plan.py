@@ -32,7 +32,7 @@ __all__ = [
 WEIGHT_OBSERVERS = ("max", "mse", "percentile")
 ROUNDINGS = ("nearest", "gptq", "trained")
 PLAN_VERSION = 1
-PLAN_FORMAT = "speechbrain_stablequant.core.plan"
+PLAN_FORMAT = "speechbrain_stablequant.plan"
 _LARGEST = 3.4e38  # scales are float32
 
 

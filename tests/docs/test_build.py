@@ -35,7 +35,7 @@ def site(tmp_path_factory):
 @needs_sphinx
 @pytest.mark.slow
 def test_site_has_all_knobs_and_commands(site):
-    knobs = (site / "reference" / "knobs.html").read_text()
+    knobs = (site / "reference" / "options.html").read_text()
     for name in ("checkpointer", "max_drop", "search_num_bytes", "step_lr"):
         assert f"<strong>{name}</strong>" in knobs
     page = (site / "reference" / "command_line.html").read_text()

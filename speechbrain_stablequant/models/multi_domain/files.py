@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from speechbrain_stablequant.artifacts import checkpoint
+from speechbrain_stablequant.artifacts import checkpoint, checkpoint_reader
 from speechbrain_stablequant.artifacts.safetensors_file import order_header
 from speechbrain_stablequant.core.files import write_atomically
 from speechbrain_stablequant.core.plan import QuantizationPlan
@@ -188,9 +188,9 @@ def read_domain(path: Union[str, Path]) -> DomainHeader:
         raise CheckpointError(
             f"{path} is damaged or is not a domain file ({err})."
         ) from err
-    quantized = header.get("format") == checkpoint.FORMAT
+    quantized = header.get("format") == checkpoint_reader.FORMAT
     if quantized:
-        about = checkpoint.read_header(path)["extra"]
+        about = checkpoint_reader.read_header(path)["extra"]
         version = about.get("domain_version") if _is_dict(about) else None
     elif header.get("format") == FORMAT:
         about = _json(header.get("domain"), path)
@@ -283,7 +283,7 @@ def check_domain(header: DomainHeader) -> None:
         If the file is damaged.
     """
     if header.quantized:
-        checkpoint.check_hash(header.path)
+        checkpoint_reader.check_hash(header.path)
     else:
         _read_tensors(header)
 

@@ -11,7 +11,7 @@ from speechbrain_stablequant.publishing.manifest import (
 from tests.integration.hub.repositories import ATTRIBUTES
 
 NAME = "ann/tiny"
-PLAN = json.dumps({"format": "speechbrain_stablequant.core.plan", "layers": {}})
+PLAN = json.dumps({"format": "speechbrain_stablequant.plan", "layers": {}})
 FILES = {
     "README.md": b"---\nlicense: apache-2.0\n---\n# A model\n",
     "hyperparams.yaml": b"model: 1\n",

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from speechbrain_stablequant import load_quantized, read_header
-from speechbrain_stablequant.artifacts import checkpoint
+from speechbrain_stablequant.artifacts import checkpoint, checkpoint_reader
 from speechbrain_stablequant.errors import CheckpointError
 from tests.samples import make_golden as golden
 
@@ -48,7 +48,7 @@ def rewrite(path, tensors=None, change=None, **fields):
         header["plan"] = json.dumps(content)
     header.update(fields)
     if "sha256" not in fields and header["plan"] is not None:
-        header["sha256"] = checkpoint._digest(data, header)
+        header["sha256"] = checkpoint_reader.content_digest(data, header)
     save_file(data, path, {k: v for k, v in header.items() if v is not None})
     return path
 

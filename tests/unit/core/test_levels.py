@@ -14,7 +14,7 @@ from speechbrain_stablequant import (
     quantize,
     save_quantized,
 )
-from speechbrain_stablequant.artifacts import checkpoint
+from speechbrain_stablequant.artifacts import checkpoint_reader
 from speechbrain_stablequant.core.packing import packed_num_bytes
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationScheme
 from speechbrain_stablequant.errors import CheckpointError
@@ -89,7 +89,7 @@ def test_a_file_of_bytes_that_are_not_ternary_is_refused(tmp_path):
         header = file.metadata()
     data = load_file(path)
     data["0.0.weight_packed"].view(torch.uint8)[2, 1] = 243
-    header["sha256"] = checkpoint._digest(data, header)
+    header["sha256"] = checkpoint_reader.content_digest(data, header)
     save_file(data, path, header)
     twin = build("linear", seed=2)
     before = {k: v.clone() for k, v in twin.state_dict().items()}
@@ -108,7 +108,7 @@ def test_levels_that_the_file_was_not_written_with_are_refused(tmp_path):
         layer["weight"]["levels"] = "integer"
     header["plan"] = json.dumps(content)
     data = load_file(path)
-    header["sha256"] = checkpoint._digest(data, header)
+    header["sha256"] = checkpoint_reader.content_digest(data, header)
     save_file(data, path, header)
     # Codes 0 to 3 as integers are -2 to 1, and -2 is outside the narrow range.
     with pytest.raises(CheckpointError, match="-2"):

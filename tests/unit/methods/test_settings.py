@@ -74,7 +74,7 @@ def test_a_wrong_value_names_its_knob(name):
 
 
 def test_an_unknown_knob_points_to_the_nearest():
-    with pytest.raises(KnobError, match="ptq has no knob.*min_coverage"):
+    with pytest.raises(KnobError, match="ptq has no option.*min_coverage"):
         Settings.from_knobs({"min_covrage": 1}, "ptq")
 
 

@@ -135,8 +135,11 @@ def test_channels_are_averaged(tmp_path):
             [{"ID": "a", "wave": "a.wav"}],
             "no column 'wav'.*Did you mean 'wave'",
         ),
-        ([{"id": "a", "wav": "a.wav"}], "not a list.*'ID'"),
-        ([{"ID": "a", "wav": "$root/a.wav"}], r"not a list.*\$root.*replace"),
+        ([{"id": "a", "wav": "a.wav"}], "not a data list.*'ID'"),
+        (
+            [{"ID": "a", "wav": "$root/a.wav"}],
+            r"not a data list.*\$root.*replace",
+        ),
         ([{"ID": "a", "wav": "gone.wav"}], "cannot read 'a'.*gone"),
         ([{"ID": "a", "wav": "a.wav", "start": "x"}], "'x'"),
     ],

@@ -165,7 +165,7 @@ SCHEMES = {
 }
 rows = {}
 for kind, (make, axis) in LAYERS.items():
-    for scheme, options in SCHEMES.items():
+    for scheme, knobs in SCHEMES.items():
         model = nn.Sequential(make())
         for weight in model.parameters():
             if weight.dim() > 1:

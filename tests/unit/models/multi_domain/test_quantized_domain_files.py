@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from speechbrain_stablequant import quantize, read_header
-from speechbrain_stablequant.artifacts import checkpoint
+from speechbrain_stablequant.artifacts import checkpoint_reader
 from speechbrain_stablequant.errors import CheckpointError, StableQuantError
 from speechbrain_stablequant.models.multi_domain import MultiDomainLM, files
 from tests.unit.models.multi_domain import models
@@ -101,11 +101,11 @@ def test_hostile_quantized_files(tmp_path):
         {"domain_version": None},
     ):
         header["extra"] = json.dumps({**about, **change})
-        header["sha256"] = checkpoint._digest(data, header)
+        header["sha256"] = checkpoint_reader.content_digest(data, header)
         save_file(data, path, header)
         refuse(path, same_trunk=False)
     header["extra"] = "[]"
-    header["sha256"] = checkpoint._digest(data, header)
+    header["sha256"] = checkpoint_reader.content_digest(data, header)
     save_file(data, path, header)
     refuse(path)
     with pytest.raises(CheckpointError, match="domain file"):
