@@ -1,24 +1,31 @@
-"""Keep a quantized test pass from touching what belongs to the float one.
+"""Keep passes with quantized modules from touching what the recipe owns.
 
 Recipes save, prune and average checkpoints, reload weights and write result
-files during ``evaluate``. While the guard is up, none of that reaches the
-experiment folder's float checkpoints or the float pass's files.
+files during ``evaluate``. Within `isolated` none of that reaches the float
+checkpoints of the experiment folder or the files of the float pass; within
+`preserved` the Brain itself is left as it was.
 """
 
 import contextlib
+import random
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
+import speechbrain as sb
+import torch
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_stablequant.recipe.evaluator import metrics_of
 from speechbrain_stablequant.recipe.result_files import kept_files, with_suffix
+from speechbrain_stablequant.recipe.run import RecipeRun
 
-__all__ = ["guarded", "noted_start", "result_paths", "test_name"]
+__all__ = ["isolated", "noted_start", "preserved", "result_paths", "test_name"]
 
 logger = get_logger(__name__)
 
@@ -34,49 +41,69 @@ _RESULT_KEY = re.compile(r"_file$")
 
 
 @contextlib.contextmanager
-def guarded(
-    brain,
-    suffix: str,
-    label: str,
-    ours: Optional[Path] = None,
+def isolated(
+    run: RecipeRun,
     since: Optional[float] = None,
     spared: Optional[Checkpointer] = None,
 ) -> Iterator[None]:
-    """Guard a Brain's folder and checkpoints while the block runs.
+    """Keep a pass with quantized modules away from what the recipe owns.
 
     Arguments
     ---------
-    brain : speechbrain.Brain
-        The Brain whose modules are quantized.
-    suffix : str
-        Put into the names of files that the pass writes.
-    label : str
-        Added to what the pass logs, so that a line in ``train_log.txt`` can
-        be told from the float one.
-    ours : Path, optional
-        Folder of the plugin's own results, which are not the pass's.
+    run : RecipeRun
+        The run of the recipe. What the pass writes gets its suffix, what it
+        logs its label; its folder is not touched.
     since : float, optional
         When the float pass began, in seconds since the epoch.
     spared : Checkpointer, optional
         One that may save and load: that of the plugin's own training.
     """
+    brain = run.brain
     folder = _output_folder(brain)
     # Another process may still be writing what its float pass has found.
     ddp_barrier()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_checkpointers_off(brain, spared))
+        # It would load the float checkpoint over the quantized modules.
         stack.enter_context(
             _shadowed(brain, {"on_evaluate_start": _do_nothing})
         )
-        stack.enter_context(_labelled_log(brain, label))
+        stack.enter_context(_labelled_log(brain, run.label))
         if folder is not None and folder.is_dir():
             if if_main_process():  # several at once would move each other's
-                skip = _checkpoint_folders(brain)
-                skip += [] if ours is None else [ours.resolve()]
-                stack.enter_context(kept_files(folder, skip, suffix, since))
-            stack.enter_context(_redirected(brain, folder, suffix))
+                skip = [*_checkpoint_folders(brain), run.folder.resolve()]
+                stack.enter_context(kept_files(folder, skip, run.suffix, since))
+            stack.enter_context(_redirected(brain, folder, run.suffix))
         yield
         ddp_barrier()
+
+
+@contextlib.contextmanager
+def preserved(brain: sb.Brain) -> Iterator[None]:
+    """Leave no trace in a Brain: attributes, metrics, modes, random numbers.
+
+    What follows (a script that reads the metrics, another epoch) then goes as
+    if the block had not been there.
+    """
+    before = dict(vars(brain))
+    metrics = [(m, dict(vars(m))) for m in metrics_of(brain).values()]
+    modes = {m: m.training for m in brain.modules.modules()}
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = torch.cuda.is_initialized()
+    devices = range(torch.cuda.device_count()) if cuda else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        vars(brain).clear()
+        vars(brain).update(before)
+        for stats, attributes in metrics:
+            vars(stats).clear()
+            vars(stats).update(attributes)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _output_folder(brain) -> Optional[Path]:

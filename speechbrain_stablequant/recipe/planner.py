@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from speechbrain.utils.distributed import if_main_process
-from torch import nn
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.module_state import unchanged
@@ -15,17 +14,19 @@ from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.recipe.checkpoint_selection import held_modules
 from speechbrain_stablequant.recipe.evaluator import BrainEvaluator
-from speechbrain_stablequant.recipe.isolation import guarded
+from speechbrain_stablequant.recipe.isolation import isolated, preserved
+from speechbrain_stablequant.recipe.run import RecipeRun
 from speechbrain_stablequant.recipe.training import RecipeTraining
 from speechbrain_stablequant.recipe.validation import (
     BatchSample,
     calibrate,
-    preserved,
     validation_loader,
     validation_stage,
 )
 
 __all__ = ["Planner"]
+
+logger = get_logger(__name__)
 
 
 class Planner:
@@ -34,17 +35,16 @@ class Planner:
     Arguments
     ---------
     settings : Settings
-        The knobs.
-    suffix : str
-        Put into the names of files that runs with quantized layers write.
+        The options.
     """
 
-    def __init__(self, settings: Settings, suffix: str):
-        self.settings, self.suffix = settings, suffix
+    def __init__(self, settings: Settings):
+        self.settings = settings
         self.data: tuple[Any, dict] = (None, {})
         self._statistics: dict = {}
         self._training: Optional[RecipeTraining] = None
         self._float_digest = ""
+        self._last: Optional[tuple[str, Planned]] = None
 
     @property
     def trains(self) -> bool:
@@ -59,91 +59,114 @@ class Planner:
         return self.settings.label
 
     @contextlib.contextmanager
-    def converting(self, brain, root: nn.ModuleDict) -> Iterator[Conversion]:
+    def converting(self, run: RecipeRun) -> Iterator[Conversion]:
         """Convert layers while the block runs; afterwards all is as before.
 
         Arguments
         ---------
-        brain : speechbrain.Brain
-            The Brain.
-        root : torch.nn.ModuleDict
-            Its modules to quantize.
+        run : RecipeRun
+            The run of the recipe.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(preserved(brain))
+            stack.enter_context(preserved(run.brain))
             if self.trains:
-                stack.enter_context(unchanged(held_modules(brain)))
+                stack.enter_context(unchanged(held_modules(run.brain)))
                 # What conversion fuses depends on the number of threads.
-                self._float_digest = weights_digest(root)
-            yield stack.enter_context(Conversion(root))
+                self._float_digest = weights_digest(run.root)
+            yield stack.enter_context(Conversion(run.root))
 
     def train(
         self,
-        brain,
+        run: RecipeRun,
         conversion: Conversion,
         fit: tuple[Callable, dict[str, Any]],
-        folder: Path,
     ) -> None:
         """Train with quantized layers, where that is the method.
 
         Arguments
         ---------
-        brain : speechbrain.Brain
-            The Brain.
+        run : RecipeRun
+            The run of the recipe.
         conversion : Conversion
             Its modules, in float.
         fit : tuple
             The recipe's own ``fit`` and the arguments of its call.
-        folder : Path
-            Folder of the plugin's results.
         """
-        self._training = RecipeTraining(self.settings, folder, brain)
+        self._training = RecipeTraining(self.settings, run)
         self._training.train(
             self._float_digest,
             conversion,
-            lambda: self._search(brain, conversion, "", folder),
+            lambda: self._search(run, conversion, ""),
             fit,
-            (self.suffix, self.label),
         )
 
-    def make(
-        self, brain, conversion: Conversion, keys: dict, folder: Path
-    ) -> Planned:
-        """Make a plan for the weights as they are now.
+    def plan(
+        self, run: RecipeRun, conversion: Conversion, keys: dict
+    ) -> tuple[Planned, bool]:
+        """Return the plan for the weights as they are now.
 
-        With ``method: quantization_aware`` the values from training of what is
-        not quantized are loaded as well.
+        The same weights get the same plan, without another search. With
+        ``method: quantization_aware`` the values from training of what is not
+        quantized are loaded as well.
 
         Arguments
         ---------
-        brain : speechbrain.Brain
-            The Brain.
+        run : RecipeRun
+            The run of the recipe.
         conversion : Conversion
             Its modules, in float.
         keys : dict
             ``min_key`` and ``max_key``, to choose what was trained by.
-        folder : Path
-            Folder of the plugin's results.
+
+        Returns
+        -------
+        planned : Planned
+            The plan, what it covers and how it was found.
+        is_new : bool
+            Whether it is another than that of the call before.
         """
+        digest = weights_digest(conversion.root)
+        known = None
+        if self._last is not None and self._last[0] == digest:
+            known = self._last[1]
+        if known is not None and not self.trains:
+            return known, False
+        planned = self._make(run, conversion, keys, digest)
+        if known is not None and known.search == planned.search:
+            return known, False  # trained; its other values are loaded again
+        if planned.unreached:
+            logger.warning(
+                "Validation never reaches %d layers; their inputs stay float: "
+                "%s. Where they belong to one of several domains, validate "
+                "with all of them: set_domain takes a list, one for each "
+                "utterance.",
+                len(planned.unreached),
+                ", ".join(planned.unreached[:5]),
+            )
+        self._last = (digest, planned)
+        return planned, True
+
+    def _make(
+        self, run: RecipeRun, conversion: Conversion, keys: dict, digest: str
+    ) -> Planned:
+        """Make a plan: from training, from a file, or by a search."""
         settings = self.settings
         if self.trains:
             if self._training is None:
-                self._training = RecipeTraining(settings, folder, brain)
+                self._training = RecipeTraining(settings, run)
             return self._training.planned(self._float_digest, conversion, keys)
         if settings.plan is not None or not settings.needs_data:
             return make_plan(conversion, settings, None, None)
-        digest = weights_digest(conversion.root)
-        planned = self._search(brain, conversion, digest, folder)
+        planned = self._search(run, conversion, digest)
         self._statistics = {digest: planned.statistics}
         return planned
 
     def _search(
-        self, brain, conversion: Conversion, digest: str, folder: Path
+        self, run: RecipeRun, conversion: Conversion, digest: str
     ) -> Planned:
         """Calibrate and search on the recipe's validation data."""
-        settings = self.settings
+        settings, brain = self.settings, run.brain
         loader = validation_loader(brain, *self.data)
-        progress = shows_progress(brain)
         seen, scored = (
             BatchSample(loader, count, settings.seed)
             for count in (
@@ -151,20 +174,14 @@ class Planner:
                 settings.search_utterances,
             )
         )
-        guard = guarded(brain, self.suffix, self.label, folder)
-        with guard, validation_stage(brain):
+        with isolated(run), validation_stage(brain):
             conversion.root.eval()
             return make_plan(
                 conversion,
                 settings,
-                lambda: calibrate(brain, seen, progress),
+                lambda: calibrate(brain, seen, run.shows_progress),
                 BrainEvaluator(brain, scored, settings.objective),
-                folder,
-                progress,
+                run.folder,
+                run.shows_progress,
                 self._statistics.get(digest),
             )
-
-
-def shows_progress(brain) -> bool:
-    """Return whether this process shows progress bars."""
-    return if_main_process() and not brain.noprogressbar

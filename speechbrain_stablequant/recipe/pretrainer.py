@@ -12,10 +12,6 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_stablequant.artifacts.run_checkpoints import (
-    export_checkpoints,
-    save_plan,
-)
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.layers import Conversion
@@ -71,13 +67,7 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
     folder = None
     if quantizer.output_folder is not None and if_main_process():
         folder = Path(quantizer.output_folder)
-        report.files = export_checkpoints(
-            folder / "checkpoint", root, planned.plan, None
-        )
-        save_plan(planned.plan, folder / "plan.json")
-        report.publish(folder, plots=quantizer.plots)
-        if quantizer.publisher is not None:
-            quantizer.publisher.schedule(folder)
+        quantizer.write_results(folder, root)
     else:
         report.announce()
     if quantizer.backend is not None:

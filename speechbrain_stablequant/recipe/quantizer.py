@@ -15,43 +15,37 @@ from speechbrain_stablequant.artifacts.run_checkpoints import (
     save_plan,
 )
 from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
-from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.layers.modules import roof
-from speechbrain_stablequant.methods.pipeline import Planned
-from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.metrics.pass_measure import measured_pass
 from speechbrain_stablequant.publishing.schedule import make_publisher
+from speechbrain_stablequant.recipe.block import RecipeBlock
 from speechbrain_stablequant.recipe.checkpoint_selection import (
     checkpoint_keys,
     chosen_key,
     kept_weights,
 )
-from speechbrain_stablequant.recipe.evaluator import find_metrics
 from speechbrain_stablequant.recipe.isolation import (
-    guarded,
-    noted_start,
+    isolated,
+    preserved,
     test_name,
 )
 from speechbrain_stablequant.recipe.mixin import attach
-from speechbrain_stablequant.recipe.passes import find_module
-from speechbrain_stablequant.recipe.planner import Planner, shows_progress
+from speechbrain_stablequant.recipe.passes import float_pass, quantized_pass
+from speechbrain_stablequant.recipe.planner import Planner
 from speechbrain_stablequant.recipe.pretrainer import watch_pretrainer
+from speechbrain_stablequant.recipe.run import RecipeRun
 from speechbrain_stablequant.recipe.validation import (
-    preserved,
-    timed,
     validate,
     validation_loader,
 )
 from speechbrain_stablequant.report import Report, TestResult
-from speechbrain_stablequant.runtime import make_backend, require_cpu, running
+from speechbrain_stablequant.runtime import make_backend, require_cpu
 
 __all__ = ["PostTrainingQuantizer"]
 
 logger = get_logger(__name__)
 
 
-class PostTrainingQuantizer:
+class PostTrainingQuantizer(RecipeBlock):
     """Quantizes a recipe's model after training and measures what that costs.
 
     Add it to the hparams of a recipe and run the recipe as usual::
@@ -148,7 +142,7 @@ class PostTrainingQuantizer:
         if pretrainer is not None and knobs.get("plan") is None:
             knobs.setdefault("method", "uniform")  # there is no metric
         _check_names(knobs)
-        self.planner = Planner(Settings.from_knobs(knobs, "ptq"), suffix)
+        self.planner = Planner(Settings.from_knobs(knobs, "ptq"))
         if when not in ("evaluate", "fit"):
             raise KnobError(
                 f"when '{when}' is unknown."
@@ -170,7 +164,6 @@ class PostTrainingQuantizer:
         self._chosen: dict = {}  # the key that the next pass chooses by
         self.weights: Optional[dict] = None
         self.execution: Any = None
-        self._planned: Optional[tuple[str, Planned]] = None
         self.report: Optional[Report] = None
         if checkpointer is not None:
             self._watch_checkpointer(checkpointer)
@@ -213,68 +206,47 @@ class PostTrainingQuantizer:
     def after_fit(
         self,
         brain,
-        keys: Iterable[tuple[str, str]] = (),
-        fit: Optional[tuple[Callable, dict]] = None,
+        keys: Iterable[tuple[str, str]],
+        fit: tuple[Callable, dict[str, Any]],
     ) -> None:
-        """Do what follows ``fit``: training with quantized layers, scoring.
-
-        Arguments
-        ---------
-        brain : speechbrain.Brain
-            The Brain.
-        keys : iterable
-            By what the recipe keeps checkpoints, see
-            `speechbrain_stablequant.recipe.checkpoint_selection`.
-        fit : tuple, optional
-            The recipe's own ``fit`` and the arguments of its call, for
-            ``method: quantization_aware``.
-        """
-        trains = self.planner.trains and fit and not brain.test_only
+        """Do what follows ``fit``: training with quantized layers, scoring."""
+        trains = self.planner.trains and not brain.test_only
         if self.when != "fit" and not trains:
             return
-        folder = self._folder(brain)
-        with kept_weights(brain, self.keys, keys, folder) as self.weights:
+        run = self._run(brain)
+        with kept_weights(brain, self.keys, keys, run.folder) as self.weights:
             if trains:
-                with self._converting(brain) as conversion:
-                    self.planner.train(brain, conversion, fit, folder)
+                with self.planner.converting(run) as conversion:
+                    self.planner.train(run, conversion, fit)
             if self.when != "fit":
                 return
             self._chosen = chosen_key(self.weights)
-            if self.planner.data[0] is not None:
-                self._validate(brain)
-                return
-            with self._converting(brain) as conversion:
-                planned = self._plan(brain, conversion)
-                conversion.apply_plan(planned.plan, planned.weights)
-                self._finish(brain, conversion, planned, None)
+            if self.planner.data[0] is None:
+                self._quantize(run)  # there is nothing to score on
+            else:
+                self._validate(run)
 
-    def _validate(self, brain) -> None:
+    def _validate(self, run: RecipeRun) -> None:
         """Score on the whole validation set, in float and quantized."""
+        brain = run.brain
         loader = validation_loader(brain, *self.planner.data)
-        seed, progress = self.settings.seed, shows_progress(brain)
         result, start = TestResult("validation"), {}
 
-        def run() -> float:
-            return validate(brain, loader, seed, progress)
+        def evaluate() -> float:
+            seed = self.settings.seed
+            return validate(brain, loader, seed, run.shows_progress)
 
         if self.backend is not None:
-            require_cpu(self._root(brain))
+            require_cpu(run.root)
         if self.evaluate_float:
-            with preserved(brain), self._guarded(brain):
-                start = self._run_float(brain, run, result)
-        self.evaluate_quantized(brain, run, result, start)
+            with preserved(brain), isolated(run):
+                start = float_pass(run, evaluate, result)
+        self._quantize(run, evaluate, result, start)
 
-    def evaluate(self, brain, run: Callable[[], float], keys: dict) -> float:
+    def evaluate(
+        self, brain, evaluate: Callable[[], float], keys: dict
+    ) -> float:
         """Run the float test pass, then the quantized one.
-
-        Arguments
-        ---------
-        brain : speechbrain.Brain
-            The Brain.
-        run : callable
-            The recipe's own ``evaluate`` with its arguments.
-        keys : dict
-            ``max_key`` and ``min_key`` of the call.
 
         Returns
         -------
@@ -282,136 +254,92 @@ class PostTrainingQuantizer:
             The average test loss of the float pass, as the recipe expects;
             of the quantized pass when ``evaluate_float`` is False.
         """
+        run = self._run(brain)
         if self.backend is not None:
-            require_cpu(self._root(brain))  # before the float pass is spent
+            require_cpu(run.root)  # before the float pass is spent
         used = set() if self.report is None else set(self.report.names())
         result, start = TestResult(test_name(brain, used)), {}
         if self.evaluate_float:
-            start = self._run_float(brain, run, result)
+            start = float_pass(run, evaluate, result)
         else:
             brain.on_evaluate_start(**keys)
         self._chosen = keys
-        self.evaluate_quantized(brain, run, result, start)
+        self._quantize(run, evaluate, result, start)
         return result.loss if result.float_loss is None else result.float_loss
-
-    def _run_float(self, brain, run, result: TestResult) -> dict:
-        """Score the float model; return what the pass started from."""
-        with noted_start(brain) as start, measured_pass(brain) as measure:
-            result.float_loss, result.float_seconds = timed(run)
-        result.float_measure = measure
-        result.float_metrics = find_metrics(brain)
-        return start
-
-    def evaluate_quantized(
-        self, brain, run, result: TestResult, start: Optional[dict] = None
-    ) -> None:
-        """Quantize what the Brain holds now, score it and restore it.
-
-        Arguments
-        ---------
-        brain : speechbrain.Brain
-            The Brain, its float weights loaded.
-        run : callable
-            The recipe's own ``evaluate`` with its arguments.
-        result : TestResult
-            Filled with the quantized scores, and added to the report.
-        start : dict, optional
-            What the float pass started from: its ``step`` and ``time``.
-        """
-        start = start or {}
-        with self._converting(brain) as conversion:
-            planned = self._plan(brain, conversion)
-            conversion.apply_plan(planned.plan, planned.weights)
-            try:
-                with (
-                    self._guarded(brain, start.get("time")),
-                    running(conversion.root, self.backend) as runtime,
-                ):
-                    logger.info("Quantized test pass (%s)", self.label)
-                    brain.step = start.get("step", brain.step)
-                    with measured_pass(brain) as measure:
-                        result.loss, result.seconds = timed(run)
-                    result.measure_quantized(measure, runtime)
-                    result.metrics = find_metrics(brain)
-            except ExecutionError:
-                # The plan and the checkpoint are fine: they are not lost.
-                self._finish(brain, conversion, planned, None)
-                raise
-            self._finish(brain, conversion, planned, result)
 
     # -- the steps ---------------------------------------------------------------
 
-    def _root(self, brain) -> nn.ModuleDict:
-        """Return the modules to quantize, under one roof."""
-        modules = self.modules
-        if modules is None:
-            modules = dict(brain.modules)
-        elif not isinstance(modules, dict):
-            modules = {name: find_module(brain, name) for name in modules}
-        return roof(modules)
-
-    def _converting(self, brain):
-        """Return a context in which the layers of a Brain are converted."""
-        return self.planner.converting(brain, self._root(brain))
-
-    def _folder(self, brain) -> Path:
-        if self.output_folder is not None:
-            return Path(self.output_folder)
-        return Path(getattr(brain.hparams, "output_folder", "results")) / "ptq"
-
-    def _journal_folder(self, brain) -> Path:
-        """Return the folder of searches and trainings."""
-        return self._folder(brain)
-
-    def _plan(self, brain, conversion: Conversion) -> Planned:
-        """Return the plan for the weights as they are now."""
-        digest = weights_digest(conversion.root)
-        known = None
-        if self._planned is not None and self._planned[0] == digest:
-            known = self._planned[1]
-        if known is not None and not self.planner.trains:
-            return known
-        keys = self.keys or self._chosen
-        folder = self._journal_folder(brain)
-        planned = self.planner.make(brain, conversion, keys, folder)
-        if known is not None and known.search == planned.search:
-            return known  # trained; its other values are loaded again
-        if planned.unreached:
-            logger.warning(
-                "Validation never reaches %d layers; their inputs stay float: "
-                "%s. Where they belong to one of several domains, validate "
-                "with all of them: set_domain takes a list, one for each "
-                "utterance.",
-                len(planned.unreached),
-                ", ".join(planned.unreached[:5]),
-            )
-        self._planned = (digest, planned)
-        self.report = Report(self.label, planned)
-        self.report.weights = self.weights
-        return planned
-
-    def _guarded(self, brain, since: Optional[float] = None):
-        """Return the guard around whatever runs with quantized modules."""
-        return guarded(
-            brain, self.suffix, self.label, self._folder(brain), since
+    def _run(self, brain) -> RecipeRun:
+        """Return the run of the recipe, as the options name it."""
+        return RecipeRun.of(
+            brain, self.modules, self.output_folder, self.suffix, self.label
         )
 
+    def _quantize(
+        self,
+        run: RecipeRun,
+        evaluate: Optional[Callable[[], float]] = None,
+        result: Optional[TestResult] = None,
+        start: Optional[dict] = None,
+    ) -> None:
+        """Quantize what the Brain holds now, score it, write it, restore it."""
+        with self.planner.converting(run) as conversion:
+            keys = self.keys or self._chosen
+            planned, is_new = self.planner.plan(run, conversion, keys)
+            if is_new:
+                self.report = Report(self.label, planned)
+                self.report.weights = self.weights
+            conversion.apply_plan(planned.plan, planned.weights)
+            if evaluate is not None and result is not None:
+                logger.info("Quantized test pass (%s)", self.label)
+                try:
+                    quantized_pass(
+                        run,
+                        run.root,
+                        self.backend,
+                        evaluate,
+                        result,
+                        start or {},
+                    )
+                except ExecutionError:
+                    # The plan and the checkpoint are fine: they are not lost.
+                    self.write_results(run.folder, run.root, run.brain)
+                    raise
+            self.write_results(run.folder, run.root, run.brain, result)
+
     @main_process_only  # all ranks must call it: SpeechBrain's savers broadcast
-    def _finish(self, brain, conversion, planned, result) -> None:
-        """Write the checkpoint once, and the report after each test set."""
-        folder = self._folder(brain)
+    def write_results(
+        self,
+        folder: Path,
+        root: nn.ModuleDict,
+        brain=None,
+        result: Optional[TestResult] = None,
+    ) -> None:
+        """Write the checkpoint once, and the report after each test set.
+
+        Arguments
+        ---------
+        folder : Path
+            Where to write.
+        root : torch.nn.ModuleDict
+            The quantized modules.
+        brain : speechbrain.Brain, optional
+            The Brain, where there is one: for its checkpointer and its logger.
+        result : TestResult, optional
+            Scores to add to the report.
+        """
         report = self.report
         if report.files is None:
+            checkpointer = getattr(brain, "checkpointer", None)
+            plan = report.planned.plan
             report.files = export_checkpoints(
-                folder / "checkpoint",
-                conversion.root,
-                planned.plan,
-                getattr(brain, "checkpointer", None),
+                folder / "checkpoint", root, plan, checkpointer
             )
-            save_plan(planned.plan, folder / "plan.json")
+            save_plan(plan, folder / "plan.json")
         if result is not None:
             report.add(result, self.settings.seed)
-        train_logger = getattr(brain.hparams, "train_logger", None)
+        hparams = getattr(brain, "hparams", None)
+        train_logger = getattr(hparams, "train_logger", None)
         report.publish(folder, train_logger, self.plots)
         if self.publisher is not None:
             self.publisher.schedule(folder)

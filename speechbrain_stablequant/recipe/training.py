@@ -8,7 +8,6 @@ SpeechBrain's checkpoints. The same choice is resumed.
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
@@ -20,7 +19,8 @@ from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.methods.search import fingerprint
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.methods.training.loop import TrainingLoop
-from speechbrain_stablequant.recipe.isolation import guarded
+from speechbrain_stablequant.recipe.isolation import isolated
+from speechbrain_stablequant.recipe.run import RecipeRun
 
 __all__ = ["RecipeTraining"]
 
@@ -36,20 +36,19 @@ class RecipeTraining:
     ---------
     settings : Settings
         The knobs.
-    results : Path
-        Folder of the plugin's results.
-    brain : speechbrain.Brain
-        The Brain.
+    run : RecipeRun
+        The run of the recipe.
     """
 
-    def __init__(self, settings: Settings, results: Path, brain: sb.Brain):
-        self.settings, self.results, self.brain = settings, results, brain
-        self.parent = results / "training"
+    def __init__(self, settings: Settings, run: RecipeRun):
+        self.settings, self.run = settings, run
+        self.parent = run.folder / "training"
+        brain = run.brain
         if brain.debug and not brain.debug_persistently and brain.checkpointer:
             # SpeechBrain has put the checkpoints into a temporary folder.
             self.parent = Path(brain.checkpointer.checkpoints_dir) / "training"
-        self.knobs = fingerprint(settings.search_identity())[:8]
-        self.folder: Optional[Path] = None  # of this run
+        self.options = fingerprint(settings.search_identity())[:8]
+        self.folder: Optional[Path] = None  # of the training in this process
 
     def train(
         self,
@@ -57,7 +56,6 @@ class RecipeTraining:
         conversion: Conversion,
         start: Callable[[], Planned],
         fit: tuple[Callable, dict[str, Any]],
-        names: tuple[str, str],
     ) -> None:
         """Train, or go on where an interrupted training stopped.
 
@@ -71,8 +69,6 @@ class RecipeTraining:
             Calibrates and returns the plan to start from.
         fit : tuple
             The recipe's own ``fit`` and the arguments of its call.
-        names : tuple
-            Suffix of files and label of log lines, see `guarded`.
         """
         self.folder = self._folder(digest)
         plan = self.folder / _PLAN
@@ -80,9 +76,7 @@ class RecipeTraining:
             planned = start()
             run_on_main(planned.plan.save, args=[plan])
         loop = self._loop(conversion, self.folder)
-        with guarded(
-            self.brain, *names, self.results, spared=loop.checkpointer
-        ):
+        with isolated(self.run, spared=loop.checkpointer):
             loop.run(*fit)
 
     def planned(
@@ -117,7 +111,7 @@ class RecipeTraining:
         return Planned(plan, coverage, report, weights=weights)
 
     def _folder(self, digest: str) -> Path:
-        return self.parent / f"{self.knobs}-{digest[:8]}"
+        return self.parent / f"{self.options}-{digest[:8]}"
 
     def _find(self, digest: str) -> Path:
         """Return the training of an earlier run that the test is about.
@@ -127,7 +121,8 @@ class RecipeTraining:
         """
         own = self._folder(digest)
         trained = sorted(
-            path.parent for path in self.parent.glob(f"{self.knobs}-*/{_PLAN}")
+            path.parent
+            for path in self.parent.glob(f"{self.options}-*/{_PLAN}")
         )
         if own in trained:
             return own
@@ -154,5 +149,5 @@ class RecipeTraining:
     def _loop(self, conversion: Conversion, folder: Path) -> TrainingLoop:
         plan = QuantizationPlan.load(folder / _PLAN)
         return TrainingLoop(
-            self.brain, conversion, plan, self.settings, folder / "save"
+            self.run.brain, conversion, plan, self.settings, folder / "save"
         )

@@ -6,7 +6,6 @@
 import contextlib
 import itertools
 import random
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
@@ -18,13 +17,11 @@ from tqdm import tqdm
 
 from speechbrain_stablequant.core import distributed
 from speechbrain_stablequant.errors import CalibrationError
-from speechbrain_stablequant.recipe.evaluator import metrics_of
+from speechbrain_stablequant.recipe.isolation import preserved
 
 __all__ = [
     "BatchSample",
     "calibrate",
-    "preserved",
-    "timed",
     "validate",
     "validation_loader",
     "validation_stage",
@@ -121,34 +118,6 @@ def validation_loader(brain: sb.Brain, valid_set, loader_kwargs) -> Any:
     )
 
 
-@contextlib.contextmanager
-def preserved(brain: sb.Brain) -> Iterator[None]:
-    """Leave no trace in a Brain: attributes, metrics, modes, random numbers.
-
-    What follows (a script that reads the metrics, another epoch) then goes as
-    if the block had not been there.
-    """
-    before = dict(vars(brain))
-    metrics = [(m, dict(vars(m))) for m in metrics_of(brain).values()]
-    modes = {m: m.training for m in brain.modules.modules()}
-    python, numpy = random.getstate(), np.random.get_state()
-    cuda = torch.cuda.is_initialized()
-    devices = range(torch.cuda.device_count()) if cuda else ()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        vars(brain).clear()
-        vars(brain).update(before)
-        for stats, attributes in metrics:
-            vars(stats).clear()
-            vars(stats).update(attributes)
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _start(brain: sb.Brain) -> None:
     """Begin the VALID stage, as ``fit`` does after each epoch."""
     counter = getattr(brain.hparams, "epoch_counter", None)
@@ -217,10 +186,3 @@ def _bar(batches, title: str, total: Optional[int], progress: bool):
         dynamic_ncols=True,
         disable=not progress,
     )
-
-
-def timed(run) -> tuple[float, float]:
-    """Return what a pass returns, and the seconds that it took."""
-    start = time.perf_counter()
-    loss = run()
-    return float(loss), time.perf_counter() - start
