@@ -93,7 +93,7 @@ def noted_keys(checkpointer: Optional[Checkpointer]) -> Iterator[set]:
 def kept_weights(
     brain, asked: Keys, noted: Iterable[tuple[str, str]], folder: Path
 ) -> Iterator[Optional[dict]]:
-    """Hold the weights that a recipe keeps while the block runs.
+    """Load the weights of the checkpoint that a recipe keeps, for the block.
 
     Only modules are loaded; optimizers, schedulers and counters are not
     touched, and the weights from before come back bit for bit. With

@@ -84,8 +84,9 @@ def _check_method(settings) -> None:
     ):
         raise KnobError(
             "Through a pretrainer there is neither a metric to search with "
-            "nor a loop to train in: use method: uniform, method: mixed_precision with a target_size, or "
-            "plan: path.json from an earlier run."
+            "nor a loop to train in: use method: uniform, method: "
+            "mixed_precision with a target_size, or plan: path.json from an "
+            "earlier run."
         )
 
 
@@ -131,10 +132,11 @@ def _plan(conversion: Conversion, quantizer) -> Planned:
 
 
 def _loaded_part(plan: QuantizationPlan, root, path) -> QuantizationPlan:
-    """Return the part of a plan that is about modules that are there.
+    """Return the part of a plan whose modules this script loads.
 
-    A script that embeds loads no classifier, which was quantized in training.
-    A layer missing within a module is an error all the same.
+    A script that computes embeddings loads no classifier, although the plan
+    of the training recipe has one. A layer that is missing within a loaded
+    module is still an error.
     """
     planned = {name.partition(".")[0] for name in plan.layers}
     absent = sorted(planned - set(root))
@@ -182,12 +184,12 @@ def _call_only(root, batch):
 
 
 class ExecutionLog:
-    """Says how many layers run in int8, as soon as that is known.
+    """Logs how many layers run in int8, as soon as that is known.
 
-    Compiling happens at the first call, in the script's hands: nobody asks
-    for the runtime's report afterwards, and nobody closes the model. So each
-    time that something was compiled a line is logged and ``report.json`` is
-    written; what the hooks have not seen is logged when Python exits.
+    A module is compiled when the script first calls it, after the block has
+    done its work, and nothing tells the block when the script is done with
+    the model. So a forward hook logs the state and writes ``report.json``
+    each time that something was compiled; the rest is logged at exit.
 
     Arguments
     ---------
@@ -208,7 +210,7 @@ class ExecutionLog:
         for module in acceleration.root.values():
             module.register_forward_pre_hook(_require_cpu)
             module.register_forward_hook(lambda *_: self.update())
-        # A finished script needs the last word, a dropped model does not.
+        # Flushes at exit, unless the model was collected before.
         this = weakref.ref(self)
         atexit.register(lambda: this() and this().update())
 
@@ -225,7 +227,7 @@ class ExecutionLog:
 
 
 def _require_cpu(module: nn.Module, _) -> None:
-    """Notice that the script has moved the model to an accelerator."""
+    """Refuse a call after the script has moved the model to another device."""
     first = next(chain(module.parameters(), module.buffers()), None)
     if first is not None and first.device.type != "cpu":
         require_cpu(module)

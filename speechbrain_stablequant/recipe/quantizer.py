@@ -61,7 +61,7 @@ class PostTrainingQuantizer(RecipeBlock):
     Arguments
     ---------
     checkpointer : speechbrain.utils.checkpoints.Checkpointer, optional
-        The recipe's; through it the block gets hold of the Brain. Not needed
+        The recipe's; through it the block finds the Brain. Not needed
         when the Brain has `PostTrainingQuantizationMixin`.
     pretrainer : speechbrain.utils.parameter_transfer.Pretrainer, optional
         For scripts without a Brain: quantizes what it loads.
@@ -187,7 +187,7 @@ class PostTrainingQuantizer(RecipeBlock):
     # -- attaching ---------------------------------------------------------------
 
     def _watch_checkpointer(self, checkpointer) -> None:
-        """Get hold of the Brain: it registers itself with its checkpointer."""
+        """Attach to the Brain, which registers itself with its checkpointer."""
         add_recoverable = checkpointer.add_recoverable
 
         def watched(name, obj, *args, **kwargs):

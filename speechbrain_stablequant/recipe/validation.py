@@ -1,6 +1,7 @@
-"""The recipe's validation data and stage, without what ends a stage.
+"""The recipe's validation data, and its VALID stage without its end.
 
-``on_stage_end`` is never called: it anneals rates and saves checkpoints.
+``on_stage_end`` is never called: there recipes anneal learning rates and
+save checkpoints.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Calibration data out of a YAML: audio of a list, made into features."""
+"""Calibration data from a YAML file: listed audio, turned into features."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,22 +38,22 @@ class WaveformBatch(NamedTuple):
 class WaveformBatches:
     """Utterances in random order, one at a time, for calibration.
 
-    For scripts without a Brain; the list may still be missing when the YAML
-    is loaded, as one that the script prepares is::
+    For scripts without a Brain. The list is read when calibration begins, so
+    it may be one that the script prepares after the YAML was loaded::
 
         calibration_batches: !new:speechbrain_stablequant.WaveformBatches
             source: !ref <train_data>
             front_end: [!ref <compute_features>, !ref <mean_var_norm>]
 
-    One utterance at a time, so that observers see no padding. Each iteration
-    gives the same batches.
+    Each batch is one utterance, so that observers see no padding. Each
+    iteration gives the same batches.
 
     Arguments
     ---------
     source : str or Path
-        A list of SpeechBrain, csv or json, with ``wav`` and, if only a part
-        of the file is meant, ``start`` and ``stop`` in samples; or a folder
-        with audio files.
+        A data list as SpeechBrain reads it (csv or json) with ``wav`` and, for
+        a part of a file, ``start`` and ``stop`` in samples; or a folder with
+        audio files.
     front_end : list of callable
         Modules applied to the waveforms in turn. Those that take ``lengths``
         get the relative lengths too.
@@ -184,7 +184,7 @@ class WaveformBatches:
         return waveform[start : start + count]
 
     def _transform(self, inputs: torch.Tensor) -> WaveformBatch:
-        """Apply the front end, leaving no trace in it."""
+        """Apply the front end in evaluation mode; statistics stay as they are."""
         lens = torch.ones(len(inputs))
         modules = [m for m in self.front_end if isinstance(m, nn.Module)]
         with torch.no_grad(), evaluating(modules):

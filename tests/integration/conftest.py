@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.integration import publishing, toy
 
@@ -24,9 +25,15 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """Train the toy recipe once, without the plugin."""
-    folder = tmp_path_factory.mktemp("toy") / "trained"
-    toy.run(toy.load(folder, block=""), tests=())
+    """Train the toy recipe once for all workers, without the plugin."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of the whole run
+    folder, ready = base / "toy_trained", base / "toy_trained.ready"
+    with FileLock(base / "toy_trained.lock"):
+        if not ready.exists():
+            toy.run(toy.load(folder, block=""), tests=())
+            ready.touch()
     return folder
 
 
