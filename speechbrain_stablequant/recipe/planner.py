@@ -100,7 +100,7 @@ class Planner:
             fit,
         )
 
-    def plan(
+    def plan_for(
         self, run: RecipeRun, conversion: Conversion, keys: dict
     ) -> tuple[Planned, bool]:
         """Return the plan for the weights as they are now.
@@ -165,8 +165,8 @@ class Planner:
         self, run: RecipeRun, conversion: Conversion, digest: str
     ) -> Planned:
         """Calibrate and search on the recipe's validation data."""
-        settings, brain = self.settings, run.brain
-        loader = validation_loader(brain, *self.data)
+        settings = self.settings
+        loader = validation_loader(run.brain, *self.data)
         seen, scored = (
             BatchSample(loader, count, settings.seed)
             for count in (
@@ -174,13 +174,13 @@ class Planner:
                 settings.search_utterances,
             )
         )
-        with isolated(run), validation_stage(brain):
+        with isolated(run), validation_stage(run.brain):
             conversion.root.eval()
             return make_plan(
                 conversion,
                 settings,
-                lambda: calibrate(brain, seen, run.shows_progress),
-                BrainEvaluator(brain, scored, settings.objective),
+                lambda: calibrate(run.brain, seen, run.shows_progress),
+                BrainEvaluator(run.brain, scored, settings.objective),
                 run.folder,
                 run.shows_progress,
                 self._statistics.get(digest),

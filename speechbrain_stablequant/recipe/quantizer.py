@@ -285,7 +285,7 @@ class PostTrainingQuantizer(RecipeBlock):
         """Quantize what the Brain holds now, score it, write it, restore it."""
         with self.planner.converting(run) as conversion:
             keys = self.keys or self._chosen
-            planned, is_new = self.planner.plan(run, conversion, keys)
+            planned, is_new = self.planner.plan_for(run, conversion, keys)
             if is_new:
                 self.report = Report(self.label, planned)
                 self.report.weights = self.weights
