@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Union
 
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.core.options import check_names
+from speechbrain_stablequant.errors import KnobError
 
 __all__ = ["parse_bits"]
 
@@ -40,12 +41,7 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
     known = (*range(1, 9), 16, 32)
     widths: tuple[Any, Any] = (None, None)
     if isinstance(bits, Mapping):
-        for key in bits:
-            if key not in ("weights", "activations"):
-                raise KnobError(
-                    f"bits has no entry '{key}'."
-                    + nearest(key, ["weights", "activations"])
-                )
+        check_names("bits", bits, ("weights", "activations"), what="entry")
         widths = (bits.get("weights", 32), bits.get("activations", 32))
     elif isinstance(bits, str) and _BITS.match(bits.strip()):
         weights, activations = _BITS.match(bits.strip()).groups()

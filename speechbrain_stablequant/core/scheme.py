@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Optional
 
-from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.core.options import (
+    check_choice,
+    check_whole_number,
+)
+from speechbrain_stablequant.errors import PlanError
 
 __all__ = ["GRANULARITIES", "LEVELS", "QuantizationScheme", "level_widths"]
 
@@ -99,11 +103,7 @@ class QuantizationScheme:
         if self.bits == 16:
             if self.dtype == "int":
                 object.__setattr__(self, "dtype", "bfloat16")
-            if self.dtype not in FLOAT_DTYPES:
-                raise PlanError(
-                    f"dtype '{self.dtype}' is unknown for 16 bits."
-                    + nearest(self.dtype, FLOAT_DTYPES)
-                )
+            check_choice("dtype", self.dtype, FLOAT_DTYPES, PlanError)
         elif type(self.bits) is not int or self.bits not in range(1, 9):
             raise PlanError(
                 f"bits is {self.bits!r}: use 1 to 8 for integers, 16 for "
@@ -115,11 +115,7 @@ class QuantizationScheme:
             )
 
     def _check_granularity(self):
-        if self.granularity not in GRANULARITIES:
-            raise PlanError(
-                f"granularity '{self.granularity}' is unknown."
-                + nearest(self.granularity, GRANULARITIES)
-            )
+        check_choice("granularity", self.granularity, GRANULARITIES, PlanError)
         grouped = self.granularity == "per_group"
         if grouped != (self.group_size is not None):
             raise PlanError(
@@ -127,19 +123,13 @@ class QuantizationScheme:
                 f"it (granularity is {self.granularity}, group_size is "
                 f"{self.group_size})."
             )
-        if grouped and not (
-            isinstance(self.group_size, int) and self.group_size > 0
-        ):
-            raise PlanError(
-                f"group_size is {self.group_size!r}: use 1 or more."
+        if grouped:
+            check_whole_number(
+                "group_size", self.group_size, 1, error=PlanError
             )
 
     def _check_levels(self):
-        if self.levels not in LEVELS:
-            raise PlanError(
-                f"levels '{self.levels}' is unknown."
-                + nearest(self.levels, LEVELS)
-            )
+        check_choice("levels", self.levels, LEVELS, PlanError)
         if self.levels == "integer":
             return
         widths = level_widths(self.levels)

@@ -20,8 +20,9 @@ from speechbrain_stablequant.core.numerics import (
     quantize,
     range_to_scale,
 )
+from speechbrain_stablequant.core.options import check_names
 from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
-from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.errors import PlanError
 
 __all__ = [
     "DequantizedParameter",
@@ -194,12 +195,10 @@ class QuantizedModule:
         PlanError
             If the plan names an input that the layer does not have.
         """
-        for name in plan.inputs:
-            if name not in cls.input_names:
-                raise PlanError(
-                    f"{type(module).__name__} has no input '{name}'."
-                    + nearest(name, cls.input_names or ["(weights only)"])
-                )
+        owner = type(module).__name__
+        if not cls.input_names:
+            owner += ", of which only weights are quantized,"
+        check_names(owner, plan.inputs, cls.input_names, PlanError, "input")
         floats = cls.quantizable_weights(module)
         module._weight_schemes = dict.fromkeys(floats, plan.weight)
         module._weight_shapes = {n: tuple(w.shape) for n, w in floats.items()}

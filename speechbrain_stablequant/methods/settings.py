@@ -14,26 +14,43 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from speechbrain_stablequant.core.bit_width import parse_bits
+from speechbrain_stablequant.core.options import (
+    check_choice,
+    check_list,
+    check_names,
+    check_number,
+    check_numbers,
+    check_whole_number,
+)
 from speechbrain_stablequant.core.plan import (
     WEIGHT_OBSERVERS,
     QuantizationScheme,
 )
 from speechbrain_stablequant.core.scheme import LEVELS, level_widths
-from speechbrain_stablequant.errors import KnobError, PlanError, nearest
+from speechbrain_stablequant.errors import KnobError, PlanError
 from speechbrain_stablequant.methods.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.methods.presets import preset_knobs
+from speechbrain_stablequant.methods.registry import METHODS, ROUNDINGS
 from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
-__all__ = ["Settings", "parse_bits"]
+__all__ = ["Settings"]
 
-METHODS = (
-    "mixed_precision", "quantization_aware", "stablequant", "uniform",
-)  # fmt: skip
-ROUNDINGS = ("nearest", "gptq")
 DEFAULT_CANDIDATES = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
 DEFAULT_PERCENTILES = (
     100.0, 99.999, 99.99, 99.95, 99.9, 99.8, 99.5, 99.0, 98.0,
 )  # fmt: skip
+_LIMITS = (
+    ("percentile", 0, 100),
+    ("min_coverage", 0, 1),
+    ("subset", 0, 1),
+    ("flag_threshold", 0, math.inf),
+    ("calibration_utterances", 1, math.inf),
+    ("search_utterances", 1, math.inf),
+    ("search_num_bytes", 0, math.inf),
+    ("front_points", 2, 100),
+    ("max_drop", 0, math.inf),
+    ("target_size", 0, 1),
+)
 
 
 @dataclass(frozen=True)
@@ -172,12 +189,7 @@ class Settings:
     @classmethod
     def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
         """Build settings from keyword arguments of the user."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in knobs:
-            if key not in known:
-                raise KnobError(
-                    f"{owner} has no option '{key}'." + nearest(key, known)
-                )
+        check_names(owner, knobs, [f.name for f in dataclasses.fields(cls)])
         return cls(**{**preset_knobs(knobs.get("preset")), **knobs})
 
     def __post_init__(self):
@@ -186,107 +198,74 @@ class Settings:
             ("observer", OBSERVERS),
             ("weight_observer", WEIGHT_OBSERVERS),
             ("weight_levels", LEVELS),
-            ("rounding", ROUNDINGS),
+            ("rounding", ("nearest", *ROUNDINGS)),
             ("tail", TAIL_RULES),
             ("ranking", ("distance", "metric")),
             ("activation_signed", (True, False, "auto")),
         ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise KnobError(
-                    f"{name} '{value}' is unknown." + nearest(value, choices)
-                )
-        for name, low, high in (
-            ("percentile", 0, 100),
-            ("min_coverage", 0, 1),
-            ("subset", 0, 1),
-            ("flag_threshold", 0, float("inf")),
-            ("calibration_utterances", 1, float("inf")),
-            ("search_utterances", 1, float("inf")),
-            ("search_num_bytes", 0, float("inf")),
-            ("front_points", 2, 100),
-        ):
-            _check_number(name, getattr(self, name), low, high)
+            check_choice(name, getattr(self, name), choices)
+        check_numbers(self, _LIMITS)
+        if self.rounding_passes is not None:
+            check_whole_number("rounding_passes", self.rounding_passes, 1)
         if isinstance(self.keep, str):
             object.__setattr__(self, "keep", (self.keep,))
-        if isinstance(self.percentiles, (str, int, float)):
-            raise KnobError("percentiles is a list, such as [100, 99.9, 99].")
+        check_list("percentiles", self.percentiles, "[100, 99.9, 99]")
         for value in self.percentiles:
-            _check_number("percentiles", value, 50, 100)
-        parse_bits(self.bits)
-        for pattern, bits in self.layer_bits.items():
+            check_number("percentiles", value, 50, 100)
+        self._check_bits()
+        self._check_method()
+        self._check_schemes()
+
+    def _check_bits(self):
+        check_list("candidates", self.candidates, "[W4A8, W8A8, W32]")
+        if not self.candidates:
+            raise KnobError("candidates is empty: give at least one.")
+        training = TrainingSettings.from_knobs(self.training)
+        for where, bits in (
+            ("", self.bits),
+            *((f"layer_bits, '{p}': ", b) for p, b in self.layer_bits.items()),
+            *(("candidates: ", bits) for bits in self.candidates),
+            ("training: first_last: ", training.first_last),
+        ):
             try:
                 parse_bits(bits)
             except KnobError as err:
-                raise KnobError(f"layer_bits, '{pattern}': {err}") from None
-        if self.method == "stablequant" and self.observer not in (
-            "mse",
-            "entropy",
-        ):
-            raise KnobError(
-                f"observer '{self.observer}' goes with method: uniform; "
-                "stablequant chooses scales by mse or entropy."
-            )
-        self._check_rounding()
-        self._check_budget()
-        self._check_schemes()
-        self._check_training()
+                raise KnobError(f"{where}{err}") from None
 
-    def _check_rounding(self):
-        passes = self.rounding_passes
-        if passes is not None and (type(passes) is not int or passes < 1):
-            raise KnobError(
-                f"rounding_passes is {passes!r}: use a whole number of at "
-                "least 1, or null for one pass a unit."
-            )
+    def _check_method(self):
+        """Refuse options that do not go with the method, or one another."""
         if self.plan is not None and self.rounding != "nearest":
             raise KnobError(
-                f"rounding: {self.rounding} goes through calibration data, of "
-                "which a plan that is given (plan: path.json) needs none: set "
-                "one of them to its default."
+                f"rounding: {self.rounding} needs calibration data, and a "
+                "given plan (plan: path.json) is applied without any: set one "
+                "of them to its default."
             )
-
-    def _check_budget(self):
-        if isinstance(self.candidates, (str, int)) or not self.candidates:
-            raise KnobError("candidates is a list, such as [W4A8, W8A8, W32].")
-        for bits in self.candidates:
-            try:
-                parse_bits(bits)
-            except KnobError as err:
-                raise KnobError(f"candidates: {err}") from None
-        if self.max_drop is not None:
-            _check_number("max_drop", self.max_drop, 0, float("inf"))
-        if self.target_size is not None:
-            _check_number("target_size", self.target_size, 0, 1)
-        if self.method == "mixed_precision" and (
-            (self.max_drop is None) == (self.target_size is None)
-        ):
-            raise KnobError(
-                "method: mixed_precision needs a budget: max_drop (fewest "
-                "bytes within it) or target_size (best metric within it), one "
-                "of them; set the other to null."
-            )
-
-    def _check_training(self):
-        first_last = TrainingSettings.from_knobs(self.training).first_last
-        try:
-            parse_bits(first_last)
-        except KnobError as err:
-            raise KnobError(f"training: first_last: {err}") from None
-        if self.method != "quantization_aware":
-            return
-        for name in ("rounding", "plan"):
-            value = getattr(self, name)
-            if value not in ("nearest", None):
+        if self.method == "stablequant":
+            if self.observer not in ("mse", "entropy"):
                 raise KnobError(
-                    f"{name}: {value} does not go with method: "
-                    "quantization_aware, which trains the integers itself."
+                    f"observer '{self.observer}' goes with method: uniform; "
+                    "stablequant chooses scales by mse or entropy."
                 )
-        if not self.weight_symmetric:
-            raise KnobError(
-                "method: quantization_aware learns the steps of symmetric "
-                "weights: set weight_symmetric: True."
-            )
+        elif self.method == "mixed_precision":
+            if (self.max_drop is None) == (self.target_size is None):
+                raise KnobError(
+                    "method: mixed_precision needs a budget: max_drop (fewest "
+                    "bytes within it) or target_size (best metric within it), "
+                    "one of them; set the other to null."
+                )
+        elif self.method == "quantization_aware":
+            for name in ("rounding", "plan"):
+                value = getattr(self, name)
+                if value not in ("nearest", None):
+                    raise KnobError(
+                        f"{name}: {value} does not go with method: "
+                        "quantization_aware, which trains the integers itself."
+                    )
+            if not self.weight_symmetric:
+                raise KnobError(
+                    "method: quantization_aware learns the steps of symmetric "
+                    "weights: set weight_symmetric: True."
+                )
 
     @property
     def training_settings(self) -> TrainingSettings:
@@ -396,11 +375,3 @@ class Settings:
             for key, value in dataclasses.asdict(self).items()
             if key not in ignored
         }
-
-
-def _check_number(name, value, low, high):
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise KnobError(f"{name} is {value!r}: a number is needed.")
-    if not low <= value <= high:
-        span = f"at least {low}" if high == float("inf") else f"{low} to {high}"
-        raise KnobError(f"{name} is {value}: use {span}.")

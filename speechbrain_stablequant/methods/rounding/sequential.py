@@ -23,17 +23,14 @@ from speechbrain_stablequant.layers import (
     cached_weights,
     quantized_class,
 )
-from speechbrain_stablequant.methods.rounding.gptq import gptq
+from speechbrain_stablequant.methods.registry import ROUNDINGS
 from speechbrain_stablequant.methods.rounding.hessian import (
     HessianCollector,
     why_no_hessian,
 )
 from speechbrain_stablequant.methods.settings import Settings
 
-__all__ = ["ROUNDINGS", "UNREACHED", "Rounded", "round_weights"]
-
-# Called with rows, their Hessian, the scheme, observer and percentile.
-ROUNDINGS: dict[str, Callable[..., Quantized]] = {"gptq": gptq}
+__all__ = ["UNREACHED", "Rounded", "round_weights"]
 
 MAX_PASSES = 16
 UNREACHED = "calibration never reached it"

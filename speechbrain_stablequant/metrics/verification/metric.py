@@ -8,7 +8,8 @@ from typing import Optional
 
 import numpy as np
 
-from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.core.options import check_choice
+from speechbrain_stablequant.errors import KnobError, StableQuantError
 from speechbrain_stablequant.metrics.metric import (
     Interval,
     Item,
@@ -96,11 +97,7 @@ class VerificationMetric(Metric):
     rate: str = "EER"
 
     def __post_init__(self):
-        if self.rate not in _RATES:
-            raise KnobError(
-                f"Error rate '{self.rate}' is unknown."
-                + nearest(self.rate, _RATES)
-            )
+        check_choice("Error rate", self.rate, _RATES)
         if not isinstance(self.backend, CosineBackend):
             raise KnobError("A VerificationMetric needs a backend.")
 

@@ -25,12 +25,12 @@ def test_a_wrong_value_names_its_knob(name):
 
 
 def test_half_an_epoch_is_none():
-    with pytest.raises(KnobError, match="not whole"):
+    with pytest.raises(KnobError, match="epochs is 1.5: a whole number"):
         TrainingSettings(epochs=1.5)
 
 
 def test_stages_are_widths():
-    with pytest.raises(KnobError, match="1 to 8 bits"):
+    with pytest.raises(KnobError, match="stages is 16: use 1 to 8"):
         TrainingSettings(stages=[16])
 
 
