@@ -39,12 +39,12 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
     ((4, 8), (8, 8), (4, 32))
     """
     known = (*range(1, 9), 16, 32)
-    widths: tuple[Any, Any] = (None, None)
+    widths: tuple[Any, Any]
     if isinstance(bits, Mapping):
         check_names("bits", bits, ("weights", "activations"), what="entry")
         widths = (bits.get("weights", 32), bits.get("activations", 32))
-    elif isinstance(bits, str) and _BITS.match(bits.strip()):
-        weights, activations = _BITS.match(bits.strip()).groups()
+    elif isinstance(bits, str) and (match := _BITS.match(bits.strip())):
+        weights, activations = match.groups()
         widths = (int(weights), int(activations or 32))
     elif isinstance(bits, str) and bits.isdecimal():
         widths = (int(bits), int(bits))
@@ -55,4 +55,4 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
             f"bits is {bits!r}: write W8A8 or W4A8 (weights, activations), W4 "
             "(weights only) or one number. Widths are 1 to 8, 16 or 32."
         )
-    return widths
+    return int(widths[0]), int(widths[1])

@@ -238,6 +238,7 @@ def dequantize(quantized: Quantized, scheme: QuantizationScheme):
     values, scale, zero_point = quantized
     if scheme.is_float:
         return values.to(torch.float32)
+    assert scale is not None  # integers always come with one
     groups = scale.shape[1]
     if groups > 1:
         # Uneven last groups are covered by repeating scales, then cutting.

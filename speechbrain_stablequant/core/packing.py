@@ -162,8 +162,8 @@ def pack(values: torch.Tensor, scheme: QuantizationScheme) -> torch.Tensor:
     if scheme.is_ternary:
         digits = np.zeros((channels, words * 4 * _TRITS), dtype=np.uint8)
         digits[:, :count] = codes
-        stream = digits.reshape(channels, -1, _TRITS) @ _PLACES
-        stream = np.ascontiguousarray(stream.astype(np.uint8))
+        numbers = digits.reshape(channels, -1, _TRITS) @ _PLACES
+        stream = np.ascontiguousarray(numbers.astype(np.uint8))
     elif scheme.bits == 8:
         stream = np.zeros((channels, words * 4), dtype=np.uint8)
         stream[:, :count] = codes

@@ -152,8 +152,8 @@ class RateInterval:
     def to_dict(self) -> dict:
         """Return plain data; what is not known becomes None."""
         row = {"value": self.value, "low": self.low, "high": self.high}
-        row = {k: None if math.isnan(v) else v for k, v in row.items()}
-        return {**row, "confidence": self.confidence}
+        known = {k: None if math.isnan(v) else v for k, v in row.items()}
+        return {**known, "confidence": self.confidence}
 
     def __str__(self) -> str:
         if math.isnan(self.low):

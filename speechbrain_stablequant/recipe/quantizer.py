@@ -16,7 +16,7 @@ from speechbrain_stablequant.artifacts.run_checkpoints import (
 )
 from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.layers.modules import roof
+from speechbrain_stablequant.layers.modules import as_module_dict
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings
@@ -342,13 +342,13 @@ class PostTrainingQuantizer:
     # -- the steps ---------------------------------------------------------------
 
     def _root(self, brain) -> nn.ModuleDict:
-        """Return the modules to quantize, under one roof."""
+        """Return the modules to quantize, in one ModuleDict."""
         modules = self.modules
         if modules is None:
             modules = dict(brain.modules)
         elif not isinstance(modules, dict):
             modules = {name: find_module(brain, name) for name in modules}
-        return roof(modules)
+        return as_module_dict(modules)
 
     def _converting(self, brain):
         """Return a context in which the layers of a Brain are converted."""

@@ -26,7 +26,7 @@ from speechbrain_stablequant.errors import (
     StableQuantError,
 )
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.layers.modules import roof
+from speechbrain_stablequant.layers.modules import as_module_dict
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.methods.training.checkpoints import (
     TrainingProgress,
@@ -176,7 +176,7 @@ class TrainingLoop:
         }
         for name, wrapper in wrapped.items():
             setattr(brain, name, _bound(wrapper, getattr(brain, name)))
-        for name, module in roof(dict(brain.modules)).items():
+        for name, module in as_module_dict(dict(brain.modules)).items():
             brain.modules[name] = module
         hparams = vars(brain.hparams)
         swapped = {

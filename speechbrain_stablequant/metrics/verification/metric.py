@@ -16,8 +16,10 @@ from speechbrain_stablequant.metrics.metric import (
     Metric,
     RateInterval,
 )
-from speechbrain_stablequant.metrics.verification.backend import CosineBackend
-from speechbrain_stablequant.metrics.verification.rates import SortedTrials
+from speechbrain_stablequant.metrics.verification.cosine import CosineBackend
+from speechbrain_stablequant.metrics.verification.error_rates import (
+    SortedTrials,
+)
 from speechbrain_stablequant.metrics.verification.trials import (
     Pairs,
     canonical_id,
@@ -93,7 +95,8 @@ class VerificationMetric(Metric):
     0.0
     """
 
-    backend: Optional[CosineBackend] = None
+    # Fields after those with defaults need one; `__post_init__` refuses it.
+    backend: CosineBackend = None  # type: ignore[assignment]
     rate: str = "EER"
 
     def __post_init__(self):
@@ -275,7 +278,7 @@ def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def _decode(keys: tuple[str, ...], vectors: list[str]) -> np.ndarray:
-    rows = []
+    rows: list[np.ndarray] = []
     for key, vector in zip(keys, vectors):
         try:
             row = np.frombuffer(base64.b64decode(vector, validate=True), "<f4")

@@ -10,15 +10,18 @@ from speechbrain.utils.metric_stats import MetricStats
 from speechbrain_stablequant.core.options import check_choice
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.metric import Item, Metric
-from speechbrain_stablequant.metrics.verification.backend import (
+from speechbrain_stablequant.metrics.verification.cosine import (
     CosineBackend,
     check_score_norm,
+)
+from speechbrain_stablequant.metrics.verification.error_rates import (
+    eer,
+    min_dcf,
 )
 from speechbrain_stablequant.metrics.verification.metric import (
     VerificationMetric,
     embedding_item,
 )
-from speechbrain_stablequant.metrics.verification.rates import eer, min_dcf
 from speechbrain_stablequant.metrics.verification.trials import (
     Pairs,
     Trials,
