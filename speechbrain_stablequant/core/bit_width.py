@@ -53,6 +53,6 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
     if any(type(w) is not int or w not in known for w in widths):
         raise KnobError(
             f"bits is {bits!r}: write W8A8 or W4A8 (weights, activations), W4 "
-            "(weights only) or one number. Widths are 1 to 8, 16 or 32."
+            "(weights only) or one number. Bit widths are 1 to 8, 16 or 32."
         )
     return int(widths[0]), int(widths[1])

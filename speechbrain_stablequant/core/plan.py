@@ -48,7 +48,8 @@ class InputPlan:
     Arguments
     ---------
     scheme : QuantizationScheme
-        Width and mapping; inputs are quantized per tensor, to integer levels.
+        Bit width and mapping; inputs are quantized per tensor, to integer
+        levels.
     low : float
         Lower end of the range that is kept, in the units of the activation.
     high : float
@@ -107,7 +108,7 @@ class LayerPlan:
     kind : str
         Class of the layer, for example ``Linear``; checked when applied.
     unit : str
-        Name of the unit of the search that the layer belongs to.
+        Block of the search that the layer belongs to.
     weight_observer : str
         Rule for the weight scales: ``max``, ``mse`` or ``percentile``.
     weight_percentile : float

@@ -33,6 +33,7 @@ __all__ = [
     "MixinBase",
     "QuantizedModule",
     "cached_weights",
+    "forget_bound_forward",
     "quantized_class",
     "register",
 ]
@@ -241,7 +242,7 @@ class QuantizedModule(MixinBase):
                 if tensor is not None:
                     module.register_buffer(f"{name}_{part}", tensor.to(device))
         module.__class__ = cls
-        _forget_bound_forward(module)
+        forget_bound_forward(module)
         for name, input_plan in plan.inputs.items():
             module.set_input(name, input_plan)
 
@@ -323,7 +324,7 @@ class QuantizedModule(MixinBase):
         return ", ".join(p for p in parts if p)
 
 
-def _forget_bound_forward(module: nn.Module) -> None:
+def forget_bound_forward(module: nn.Module) -> None:
     """Drop a ``forward`` on the instance that is the float class's own.
 
     transformers leaves one behind when it has recorded hidden states; it would

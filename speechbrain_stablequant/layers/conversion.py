@@ -9,7 +9,7 @@ from speechbrain_stablequant.core.numerics import Quantized
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import PlanError, nearest
 from speechbrain_stablequant.layers.base import QuantizedModule, quantized_class
-from speechbrain_stablequant.layers.module_state import ModuleState
+from speechbrain_stablequant.layers.module_state import ModuleSnapshot
 from speechbrain_stablequant.layers.rewrites import rewrite_for
 
 __all__ = [
@@ -101,8 +101,8 @@ class Conversion:
 
     def __init__(self, root: nn.Module):
         self.root = root
-        self._original: dict[int, ModuleState] = {}
-        self._float: dict[str, ModuleState] = {}
+        self._original: dict[int, ModuleSnapshot] = {}
+        self._float: dict[str, ModuleSnapshot] = {}
         self._plans: dict[str, LayerPlan] = {}
         self._weights: dict[str, tuple[tuple, Mapping[str, Quantized]]] = {}
         self._shared: dict[tuple, Quantized] = {}
@@ -121,7 +121,7 @@ class Conversion:
             )
         rewrite = rewrite_for(module)
         if rewrite is not None:
-            self._original.setdefault(id(module), ModuleState(module))
+            self._original.setdefault(id(module), ModuleSnapshot(module))
             rewrite()
 
     def __enter__(self) -> "Conversion":
@@ -164,8 +164,8 @@ class Conversion:
                 f"Layer '{name}' is a {kind}, the plan was made for a "
                 f"{plan.kind}: it belongs to another model."
             )
-        self._original.setdefault(id(module), ModuleState(module))
-        self._float.setdefault(name, ModuleState(module))
+        self._original.setdefault(id(module), ModuleSnapshot(module))
+        self._float.setdefault(name, ModuleSnapshot(module))
         self._plans[name] = plan
 
     def set_weights(self, name: str, weights: Mapping[str, Quantized]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.layers.module_state import ModuleState
+from speechbrain_stablequant.layers.module_state import ModuleSnapshot
 
 __all__ = ["in_float"]
 
@@ -37,7 +37,7 @@ def in_float(root: nn.Module) -> Iterator[None]:
     'QuantizedLinear'
     """
     layers = [m for m in root.modules() if isinstance(m, QuantizedModule)]
-    states = [ModuleState(layer) for layer in layers]
+    states = [ModuleSnapshot(layer) for layer in layers]
     try:
         for layer in layers:
             _restore(layer)

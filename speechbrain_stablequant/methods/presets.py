@@ -30,12 +30,12 @@ def preset_knobs(name: Optional[str]) -> dict[str, Any]:
     ---------
     name : str, optional
         ``ecapa_tdnn_2024``: the ECAPA-TDNN framework's selection of layers.
-        None stands for no knobs.
+        None stands for no options.
 
     Returns
     -------
     dict
-        Values by knob.
+        Values by option.
 
     Raises
     ------

@@ -21,8 +21,8 @@ METHODS.update(
 )
 
 # To the nearest is what `numerics.quantize` does; it needs no data and is not
-# registered. A name must also be one of `core.plan.ROUNDINGS`, since checkpoints
-# and plans carry it.
+# registered. A name must also be one of `core.plan.ROUNDINGS`, since plans and
+# checkpoints carry it.
 ROUNDINGS = Registry(
     "rounding", ("rows", "hessian", "scheme", "observer", "percentile")
 )

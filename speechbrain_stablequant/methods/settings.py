@@ -26,7 +26,7 @@ from speechbrain_stablequant.core.plan import (
     WEIGHT_OBSERVERS,
     QuantizationScheme,
 )
-from speechbrain_stablequant.core.scheme import LEVELS, level_widths
+from speechbrain_stablequant.core.scheme import LEVELS, level_bit_widths
 from speechbrain_stablequant.errors import KnobError, PlanError
 from speechbrain_stablequant.methods.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.methods.presets import preset_knobs
@@ -60,10 +60,10 @@ class Settings:
     Arguments
     ---------
     bits : str, int or dict
-        Widths, see `parse_bits`.
+        Bit widths, see `parse_bits`.
     method : str
         ``stablequant``: layer-adaptive clipping by the recipe's metric.
-        ``mixed_precision``: widths layer by layer, under a budget.
+        ``mixed_precision``: bit widths layer by layer, under a budget.
         ``uniform``: one observer for all layers, no search.
         ``quantization_aware``: a few more epochs of the recipe with learned
         step sizes and distillation from the float model; see ``training``.
@@ -83,12 +83,12 @@ class Settings:
         Symmetric or affine weights.
     weight_levels : str
         ``integer``; ``odd`` (weights of 1 to 4 bits, no level is zero) or
-        ``ternary`` (of 2 bits). Weights of other widths stay ``integer``.
+        ``ternary`` (of 2 bits). Others stay ``integer``.
     rounding : str
         ``nearest``, or ``gptq``: weights make up for each other's rounding
         errors on the calibration data.
     rounding_passes : int, optional
-        ``gptq``: calibration passes, at most. By default one for each unit, 16
+        ``gptq``: calibration passes, at most. By default one for each block, 16
         at most; with 1 all layers see the inputs of the float model.
     activation_symmetric : bool
         Symmetric or affine activations.
@@ -99,16 +99,16 @@ class Settings:
     keep : list of str
         Layers to keep in float: names with ``*`` wildcards.
     layer_bits : dict
-        Widths by layer name pattern, over ``bits``; the last match counts.
+        Bit widths by layer name pattern, over ``bits``; the last match counts.
     flag_threshold : float
-        ``stablequant``: a unit is flagged when the metric rises by more than
+        ``stablequant``: a block is flagged when the metric rises by more than
         this many points (paper: 0.25).
     percentiles : list of float
-        ``stablequant``: cut-offs tried for flagged units.
+        ``stablequant``: cut-offs tried for flagged blocks.
     tail : str
         ``drop`` or ``fold``: what becomes of the tail beyond a cut-off.
     candidates : list
-        ``mixed_precision``: widths that a layer may get; 32 is float.
+        ``mixed_precision``: bit widths that a layer may get; 32 is float.
     max_drop : float, optional
         ``mixed_precision``: fewest bytes with the metric at most this much
         worse, in its own unit: points for error rates, hundredths for a
@@ -149,7 +149,7 @@ class Settings:
     Raises
     ------
     KnobError
-        If a value is out of range; `from_knobs` also names unknown knobs.
+        If a value is out of range; `from_knobs` also names unknown options.
     """
 
     bits: Any = "W8A8"
@@ -288,8 +288,8 @@ class Settings:
             raise KnobError(text) from None
 
     def weight_scheme(self, bits: int) -> QuantizationScheme:
-        """Return the scheme of weights of a width."""
-        fits = bits in level_widths(self.weight_levels)
+        """Return the scheme of weights of a bit width."""
+        fits = bits in level_bit_widths(self.weight_levels)
         return QuantizationScheme(
             bits=bits,
             symmetric=self.weight_symmetric,
@@ -302,12 +302,12 @@ class Settings:
     def activation_scheme(
         self, bits: int, minimum: float = -math.inf
     ) -> Optional[QuantizationScheme]:
-        """Return the scheme of activations of a width; None for float.
+        """Return the scheme of activations of a bit width; None for float.
 
         Arguments
         ---------
         bits : int
-            The width.
+            The bit width.
         minimum : float
             The lowest value seen, for ``activation_signed: auto``.
         """
@@ -324,8 +324,8 @@ class Settings:
             narrow_range=self.activation_symmetric and signed,
         )
 
-    def layer_widths(self, name: str) -> tuple[int, int]:
-        """Return the widths of a layer's weights and activations."""
+    def bit_widths(self, name: str) -> tuple[int, int]:
+        """Return the bit widths of a layer's weights and activations."""
         bits = self.bits
         for pattern, value in self.layer_bits.items():
             if fnmatchcase(name, pattern):
@@ -361,8 +361,8 @@ class Settings:
 
     def search_identity(self) -> dict:
         """Return what, besides weights and data, a search depends on."""
-        # Results have the widths and the layers in their names: searches that
-        # differ in what they look for only share them.
+        # Results have the bit widths and the layers in their names, so that
+        # searches that differ only in what they look for can share them.
         ignored = {
             "min_coverage", "search_num_bytes", "plan", "preset", "candidates",
             "max_drop", "target_size", "ranking", "front_points", "subset",

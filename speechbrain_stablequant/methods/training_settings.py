@@ -51,13 +51,13 @@ class TrainingSettings:
     warmup : float
         Part of the training in which rates rise from zero.
     stages : list of int, optional
-        Weight widths, in bits, that the training passes through on its way
+        Bit widths of weights that the training passes through on its way
         to ``bits``; by default 4 for 2 bits, 4 and 2 for 1 bit. ``[]``: none.
     lowering : float
         Part of the training that these take together.
     first_last : str
-        Widths of the first and the last layer, where these are not part of a
-        repeated block; ``layer_bits`` counts more. ``W32`` keeps them float.
+        Bit widths of the first and the last layer, where these are not part
+        of a repeated block; ``layer_bits`` counts more. ``W32``: in float.
     task_weight : float
         Weight of the recipe's own loss; 0 trains by distillation alone.
     hidden_weight : float
@@ -136,20 +136,20 @@ class TrainingSettings:
 
     @property
     def distils(self) -> bool:
-        """Whether the float model is asked at all."""
+        """Whether there is any distillation from the float model."""
         return bool(self.hidden_weight or self.output_weight)
 
-    def widths(self, target: int) -> list[int]:
-        """Return the widths that a layer passes through, the last its own.
+    def bit_widths(self, target: int) -> list[int]:
+        """Return the bit widths that a layer passes through, the last its own.
 
         Arguments
         ---------
         target : int
-            Its own, in bits.
+            Its own.
 
         Example
         -------
-        >>> TrainingSettings().widths(1), TrainingSettings().widths(8)
+        >>> TrainingSettings().bit_widths(1), TrainingSettings().bit_widths(8)
         ([4, 2, 1], [8])
         """
         stages = _STAGES.get(target, ()) if self.stages is None else self.stages
@@ -173,14 +173,14 @@ class TrainingSettings:
         return max(0.0, (1.0 - done) / (1.0 - self.warmup))
 
     def stage(self, done: float, count: int) -> int:
-        """Return which of ``count`` widths is in use, after a part of training.
+        """Return which of ``count`` stages is current after a part of training.
 
         Arguments
         ---------
         done : float
             That part, 0 to 1.
         count : int
-            How many widths there are.
+            How many stages there are.
 
         Example
         -------

@@ -85,6 +85,8 @@ def choose_input(
     counts = histogram.magnitudes()
     amax = histogram.amax
     if scheme.is_binary:
+        # Two levels have no range to choose: -a and a with a the mean of |x|
+        # have the least squared error (XNOR-Net).
         centres = _centres(histogram)
         cut = float((counts * centres).sum() / counts.sum())
     elif amax == 0 or scheme.is_float:
@@ -178,8 +180,10 @@ def _entropy(histogram, counts, limit, top, scheme, tail) -> float:
         counts[0] = counts[
             1
         ]  # As NVIDIA's does: zeros say nothing about the range.
+    # A cut of fewer bins than levels would lose nothing, and say nothing.
     candidates = [int(c) + 1 for c in _candidates(top, smallest=levels)]
     costs = torch.tensor([_divergence(counts, c, levels) for c in candidates])
+    # Of equal costs the last, which clips least.
     best = len(costs) - 1 - int(costs.flip(0).argmin())
     return min(candidates[best] * histogram.width, histogram.amax)
 
@@ -263,6 +267,8 @@ def _divergence(counts, bins: int, levels: int) -> float:
     members = torch.zeros(levels, dtype=torch.float64)
     members.index_add_(0, index, used.double())
     coarse = torch.where(used, (total / members.clamp(min=1))[index], 0.0)
+    # As saturation does: what is beyond the cut counts in its last bin, but
+    # only in the reference, so that clipping has a price.
     reference[-1] += counts[bins:].sum()
     p, q = reference / reference.sum(), coarse / coarse.sum().clamp(min=1)
     # Where only the tail is, q is 0 and the divergence infinite.

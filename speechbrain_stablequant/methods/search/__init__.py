@@ -4,7 +4,7 @@ A method is one file and one line in `METHODS`.
 """
 
 from speechbrain_stablequant.methods.registry import METHODS
-from speechbrain_stablequant.methods.search.blocks import group_units
+from speechbrain_stablequant.methods.search.blocks import group_blocks
 from speechbrain_stablequant.methods.search.context import (
     SearchContext,
     SearchResult,
@@ -21,6 +21,6 @@ __all__ = [
     "SearchContext",
     "SearchResult",
     "fingerprint",
-    "group_units",
+    "group_blocks",
     "weights_digest",
 ]

@@ -239,7 +239,7 @@ class VerificationMetric(Metric):
             return keys, pairs, None
         embeddings = _decode(keys, [vectors[key] for key in keys])
         if not np.isfinite(embeddings).all():
-            return keys, pairs, None  # a candidate of a search went wrong
+            return keys, pairs, None  # a candidate that broke the model
         pairs, scores = self.backend.score(keys, embeddings)
         return keys, pairs, SortedTrials(scores, pairs.target)
 

@@ -68,10 +68,10 @@ def test_knobs_that_contradict_training(knobs):
 
 
 def test_widths_fall_to_the_target():
-    assert TrainingSettings().widths(2) == [4, 2]
-    assert TrainingSettings().widths(3) == [3]
-    assert TrainingSettings(stages=[8, 4, 2]).widths(3) == [8, 4, 3]
-    assert TrainingSettings(stages=[]).widths(1) == [1]
+    assert TrainingSettings().bit_widths(2) == [4, 2]
+    assert TrainingSettings().bit_widths(3) == [3]
+    assert TrainingSettings(stages=[8, 4, 2]).bit_widths(3) == [8, 4, 3]
+    assert TrainingSettings(stages=[]).bit_widths(1) == [1]
 
 
 def test_stages_share_the_time_of_lowering():
