@@ -168,6 +168,7 @@ def unpack_layers(conversion, plan, tensors, path):
             ) from err
         module = conversion.layer(name)
         cls = quantized_class(module)
+        assert cls is not None  # `set` has refused other layers
         weights[name] = {
             short: _unpack_weight(
                 parameter_name(name, short),

@@ -42,13 +42,13 @@ class Experiment:
                 f"{folder} is {'a file' if folder.exists() else 'not there'}: "
                 "an experiment is the output folder of a recipe."
             )
-        self.ptq = next((f for f in (folder, folder / "ptq") if _ours(f)), None)
-        if self.ptq is None:
+        ptq = next((f for f in (folder, folder / "ptq") if _ours(f)), None)
+        if ptq is None:
             raise ExperimentError(
                 f"{folder} has no results of quantization: no report.json, "
                 f"plan.json or checkpoint/, neither there nor in ptq/. {RUN}."
             )
-        self.folder = _recipe_folder(folder, self.ptq)
+        self.ptq, self.folder = ptq, _recipe_folder(folder, ptq)
 
     @property
     def hyperparams(self) -> Path:

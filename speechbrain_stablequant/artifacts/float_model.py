@@ -21,7 +21,7 @@ from speechbrain_stablequant.artifacts.hyperparams import (
     plain,
 )
 from speechbrain_stablequant.errors import FloatModelError, nearest
-from speechbrain_stablequant.layers.modules import roof
+from speechbrain_stablequant.layers.modules import as_module_dict
 
 __all__ = ["FloatModel", "load_float_model", "origin"]
 
@@ -98,7 +98,7 @@ def load_float_model(
         _save_folder(definitions, saver, folder, checkpoint), recoverables
     )
     chosen = _chosen(checkpointer, checkpoint, min_key, max_key)
-    root = roof(modules)
+    root = as_module_dict(modules)
     _check_loaded(root, recoverables)
     try:
         checkpointer.load_checkpoint(chosen)

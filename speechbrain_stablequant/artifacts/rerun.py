@@ -69,7 +69,9 @@ def _changed(
         now = definitions.get(name)
         if name == "output_folder":  # where the trained weights are
             yield name, str(folder.resolve())
-        elif _is_value(node) and _is_value(now) and plain(node) != plain(now):
+        elif now is None or not (_is_value(node) and _is_value(now)):
+            continue
+        elif plain(node) != plain(now):
             yield name, str(now.value)
 
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Union
 
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.core.options import check_names
+from speechbrain_stablequant.errors import KnobError
 
 __all__ = ["parse_bits"]
 
@@ -38,17 +39,12 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
     ((4, 8), (8, 8), (4, 32))
     """
     known = (*range(1, 9), 16, 32)
-    widths: tuple[Any, Any] = (None, None)
+    widths: tuple[Any, Any]
     if isinstance(bits, Mapping):
-        for key in bits:
-            if key not in ("weights", "activations"):
-                raise KnobError(
-                    f"bits has no entry '{key}'."
-                    + nearest(key, ["weights", "activations"])
-                )
+        check_names("bits", bits, ("weights", "activations"), what="entry")
         widths = (bits.get("weights", 32), bits.get("activations", 32))
-    elif isinstance(bits, str) and _BITS.match(bits.strip()):
-        weights, activations = _BITS.match(bits.strip()).groups()
+    elif isinstance(bits, str) and (match := _BITS.match(bits.strip())):
+        weights, activations = match.groups()
         widths = (int(weights), int(activations or 32))
     elif isinstance(bits, str) and bits.isdecimal():
         widths = (int(bits), int(bits))
@@ -57,6 +53,6 @@ def parse_bits(bits: Union[str, int, Mapping[str, int]]) -> tuple[int, int]:
     if any(type(w) is not int or w not in known for w in widths):
         raise KnobError(
             f"bits is {bits!r}: write W8A8 or W4A8 (weights, activations), W4 "
-            "(weights only) or one number. Widths are 1 to 8, 16 or 32."
+            "(weights only) or one number. Bit widths are 1 to 8, 16 or 32."
         )
-    return widths
+    return int(widths[0]), int(widths[1])

@@ -238,6 +238,7 @@ def dequantize(quantized: Quantized, scheme: QuantizationScheme):
     values, scale, zero_point = quantized
     if scheme.is_float:
         return values.to(torch.float32)
+    assert scale is not None  # integers always come with one
     groups = scale.shape[1]
     if groups > 1:
         # Uneven last groups are covered by repeating scales, then cutting.
@@ -275,11 +276,14 @@ def fake_quantize(x, scale, zero_point, scheme):
     if scheme.is_float:
         return x.to(integer_dtype(scheme)).to(x.dtype)
     if scheme.is_odd or scheme.is_binary:
+        # PyTorch's operator rounds to consecutive integers; levels without a
+        # zero are written out.
         steps = x.to(torch.float32) / scale
         levels = round_to_levels(steps, scheme) * scale
         if x.requires_grad and torch.is_grad_enabled():
             inside = x.clamp(scheme.qmin * scale, scheme.qmax * scale)
-            levels = levels + (inside - inside.detach())  # adds zero
+            # Adds zero, but passes the gradient on to what is not clamped.
+            levels = levels + (inside - inside.detach())
         return levels.to(x.dtype)
     # The operator exists for float32 only on some devices; scales stay float32.
     real = torch.fake_quantize_per_tensor_affine(
@@ -332,6 +336,7 @@ def _least_squares(grouped, low, high, scheme, steps=40, smallest=0.1):
     """Shrink each group's range where that lowers its squared error."""
     best_scale, best_zero = range_to_scale(low, high, scheme)
     best = torch.full_like(low, math.inf)
+    # A grid, not a minimizer: the error has many local minima in the range.
     for step in range(steps):
         shrink = 1.0 - (1.0 - smallest) * step / steps
         scale, zero = range_to_scale(low * shrink, high * shrink, scheme)

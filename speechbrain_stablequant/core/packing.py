@@ -2,7 +2,7 @@
 
 A row of values becomes a little-endian stream of bits, filled up with zeros to
 whole 32-bit words. What is stored are unsigned codes: an integer's distance
-from the lowest one of its width, over two for odd levels, which leave out
+from the lowest one of its bit width, over two for odd levels, which leave out
 every second integer. For 1, 2, 4 and 8 bits this is the layout of
 ``pack_quantized`` in compressed-tensors; for 3, 5, 6 and 7 bits a value may
 cross words, so that no bit is lost.
@@ -39,7 +39,7 @@ def packed_words(count: int, scheme: Union[QuantizationScheme, int]) -> int:
     count : int
         Number of values.
     scheme : QuantizationScheme or int
-        Integer scheme, or a width in bits.
+        Integer scheme, or a bit width.
 
     Returns
     -------
@@ -162,12 +162,14 @@ def pack(values: torch.Tensor, scheme: QuantizationScheme) -> torch.Tensor:
     if scheme.is_ternary:
         digits = np.zeros((channels, words * 4 * _TRITS), dtype=np.uint8)
         digits[:, :count] = codes
-        stream = digits.reshape(channels, -1, _TRITS) @ _PLACES
-        stream = np.ascontiguousarray(stream.astype(np.uint8))
+        numbers = digits.reshape(channels, -1, _TRITS) @ _PLACES
+        stream = np.ascontiguousarray(numbers.astype(np.uint8))
     elif scheme.bits == 8:
         stream = np.zeros((channels, words * 4), dtype=np.uint8)
         stream[:, :count] = codes
     else:
+        # One byte a bit, for `packbits`; an integer may then cross bytes and
+        # words. Eight times the memory of the weight, for a moment.
         bits = np.zeros((channels, words * 32), dtype=np.uint8)
         places = np.arange(scheme.bits, dtype=np.uint8)
         spread = (codes[..., None] >> places) & 1
@@ -231,6 +233,7 @@ def _ternary_codes(stream: np.ndarray) -> np.ndarray:
             f"a byte of {stream.max()} does not hold five ternary values "
             f"(these give 0 to {_TERNARY_CODES - 1})."
         )
+    # A table of the digits of each byte, looked up for all bytes at once.
     every = np.arange(_TERNARY_CODES)[:, None] // _PLACES % 3
     return every.astype(np.uint8)[stream].reshape(len(stream), -1)
 

@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from speechbrain_stablequant.core.options import (
+    check_choice,
+    check_names,
+    check_number,
+)
 from speechbrain_stablequant.core.scheme import (
     GRANULARITIES,
     QuantizationScheme,
 )
-from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.errors import PlanError
 
 __all__ = [
     "GRANULARITIES",
@@ -43,7 +48,8 @@ class InputPlan:
     Arguments
     ---------
     scheme : QuantizationScheme
-        Width and mapping; inputs are quantized per tensor, to integer levels.
+        Bit width and mapping; inputs are quantized per tensor, to integer
+        levels.
     low : float
         Lower end of the range that is kept, in the units of the activation.
     high : float
@@ -102,7 +108,7 @@ class LayerPlan:
     kind : str
         Class of the layer, for example ``Linear``; checked when applied.
     unit : str
-        Name of the unit of the search that the layer belongs to.
+        Block of the search that the layer belongs to.
     weight_observer : str
         Rule for the weight scales: ``max``, ``mse`` or ``percentile``.
     weight_percentile : float
@@ -123,20 +129,14 @@ class LayerPlan:
     inputs: Mapping[str, InputPlan] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.rounding not in ROUNDINGS:
-            raise PlanError(
-                f"rounding '{self.rounding}' is unknown."
-                + nearest(self.rounding, ROUNDINGS)
-            )
-        if self.weight_observer not in WEIGHT_OBSERVERS:
-            raise PlanError(
-                f"weight_observer '{self.weight_observer}' is unknown."
-                + nearest(self.weight_observer, WEIGHT_OBSERVERS)
-            )
-        if not 0 <= self.weight_percentile <= 100:
-            raise PlanError(
-                f"weight_percentile is {self.weight_percentile}: use 0 to 100."
-            )
+        for name, choices in (
+            ("rounding", ROUNDINGS),
+            ("weight_observer", WEIGHT_OBSERVERS),
+        ):
+            check_choice(name, getattr(self, name), choices, PlanError)
+        check_number(
+            "weight_percentile", self.weight_percentile, 0, 100, PlanError
+        )
 
 
 @dataclass(frozen=True)
@@ -222,12 +222,7 @@ class QuantizationPlan:
             "version",
             *(f.name for f in dataclasses.fields(cls)),
         )
-        for key in data:
-            if key not in known:
-                raise PlanError(
-                    f"{source} has an unknown field '{key}'."
-                    + nearest(key, known)
-                )
+        check_names(source, data, known, PlanError, "field")
         if data.get("format", PLAN_FORMAT) != PLAN_FORMAT:
             raise PlanError(
                 f"{source} has 'format' {data['format']!r}; a plan has "
@@ -263,11 +258,7 @@ def _build(cls, data, where):
     if not isinstance(data, dict):
         raise PlanError(f"{where} must be an object, not {data!r}.")
     known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in data:
-        if key not in known:
-            raise PlanError(
-                f"{where} has an unknown field '{key}'." + nearest(key, known)
-            )
+    check_names(where, data, known, PlanError, "field")
     checked = {
         key: _plain(value, known[key].type, f"{where}, '{key}'")
         for key, value in data.items()

@@ -3,17 +3,21 @@
 from dataclasses import dataclass
 from typing import Optional
 
-from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.core.options import (
+    check_choice,
+    check_whole_number,
+)
+from speechbrain_stablequant.errors import PlanError
 
-__all__ = ["GRANULARITIES", "LEVELS", "QuantizationScheme", "level_widths"]
+__all__ = ["GRANULARITIES", "LEVELS", "QuantizationScheme", "level_bit_widths"]
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 FLOAT_DTYPES = ("bfloat16", "float16")
 LEVELS = ("integer", "odd", "ternary")
 
 
-def level_widths(levels: str) -> tuple[int, ...]:
-    """Return the widths in bits that kinds of levels exist for.
+def level_bit_widths(levels: str) -> tuple[int, ...]:
+    """Return the bit widths that kinds of levels exist for.
 
     Arguments
     ---------
@@ -23,11 +27,11 @@ def level_widths(levels: str) -> tuple[int, ...]:
     Returns
     -------
     tuple of int
-        Widths, in bits.
+        Bit widths.
 
     Example
     -------
-    >>> level_widths("odd"), level_widths("ternary")
+    >>> level_bit_widths("odd"), level_bit_widths("ternary")
     ((1, 2, 3, 4), (2,))
     """
     return {"odd": (1, 2, 3, 4), "ternary": (2,)}.get(levels, (*range(1, 9),))
@@ -40,7 +44,7 @@ class QuantizationScheme:
     Arguments
     ---------
     bits : int
-        Width of an integer: 1 to 8, or 16 for a 16-bit float.
+        Bit width of an integer: 1 to 8, or 16 for a 16-bit float.
     symmetric : bool
         True for a zero point of 0, False for an affine mapping.
     signed : bool
@@ -57,8 +61,8 @@ class QuantizationScheme:
     dtype : str
         ``int``, or ``bfloat16`` / ``float16`` when ``bits`` is 16.
     levels : str
-        ``integer``: all integers of the width. ``odd``: the odd numbers from
-        -(2**bits - 1) to 2**bits - 1, none of them zero, for 1 to 4 bits: a
+        ``integer``: all integers of the bit width. ``odd``: the odd numbers
+        from -(2**bits - 1) to 2**bits - 1, none of them zero, for 1 to 4 bits: a
         balanced mid-rise quantizer, as the stretched elastic levels of
         `ParetoQ <https://arxiv.org/abs/2502.02631>`_. ``ternary``: -1, 0 and
         1, for 2 bits; a checkpoint has them in 1.6 bits. Odd and ternary
@@ -99,11 +103,7 @@ class QuantizationScheme:
         if self.bits == 16:
             if self.dtype == "int":
                 object.__setattr__(self, "dtype", "bfloat16")
-            if self.dtype not in FLOAT_DTYPES:
-                raise PlanError(
-                    f"dtype '{self.dtype}' is unknown for 16 bits."
-                    + nearest(self.dtype, FLOAT_DTYPES)
-                )
+            check_choice("dtype", self.dtype, FLOAT_DTYPES, PlanError)
         elif type(self.bits) is not int or self.bits not in range(1, 9):
             raise PlanError(
                 f"bits is {self.bits!r}: use 1 to 8 for integers, 16 for "
@@ -115,11 +115,7 @@ class QuantizationScheme:
             )
 
     def _check_granularity(self):
-        if self.granularity not in GRANULARITIES:
-            raise PlanError(
-                f"granularity '{self.granularity}' is unknown."
-                + nearest(self.granularity, GRANULARITIES)
-            )
+        check_choice("granularity", self.granularity, GRANULARITIES, PlanError)
         grouped = self.granularity == "per_group"
         if grouped != (self.group_size is not None):
             raise PlanError(
@@ -127,27 +123,21 @@ class QuantizationScheme:
                 f"it (granularity is {self.granularity}, group_size is "
                 f"{self.group_size})."
             )
-        if grouped and not (
-            isinstance(self.group_size, int) and self.group_size > 0
-        ):
-            raise PlanError(
-                f"group_size is {self.group_size!r}: use 1 or more."
+        if grouped:
+            check_whole_number(
+                "group_size", self.group_size, 1, error=PlanError
             )
 
     def _check_levels(self):
-        if self.levels not in LEVELS:
-            raise PlanError(
-                f"levels '{self.levels}' is unknown."
-                + nearest(self.levels, LEVELS)
-            )
+        check_choice("levels", self.levels, LEVELS, PlanError)
         if self.levels == "integer":
             return
-        widths = level_widths(self.levels)
+        widths = level_bit_widths(self.levels)
         if self.bits not in widths:
             raise PlanError(
                 f"levels '{self.levels}' needs bits: "
                 f"{' or '.join(map(str, widths))}, not {self.bits}; use "
-                "levels: integer for other widths."
+                "levels: integer for other bit widths."
             )
         if not (self.symmetric and self.signed):
             raise PlanError(

@@ -16,6 +16,7 @@ from torch import nn
 
 from speechbrain_stablequant.layers.base import (
     DequantizedParameter,
+    MixinBase,
     QuantizedModule,
     register,
 )
@@ -215,7 +216,7 @@ class QuantizedRoPEMHA(_QuantizedInProj, RoPEMHA):
     """``RoPEMHA`` (rotary Conformer) with integer projections."""
 
 
-class DecomposedWavLMAttention:
+class DecomposedWavLMAttention(MixinBase):
     """Mixin for WavLM's attention that calls its four projections."""
 
     def torch_multi_head_self_attention(

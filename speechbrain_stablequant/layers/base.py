@@ -8,7 +8,7 @@ the layer, or reads its ``weight``, goes on working: the attribute dequantizes.
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import torch
 from torch import nn
@@ -20,19 +20,31 @@ from speechbrain_stablequant.core.numerics import (
     quantize,
     range_to_scale,
 )
-from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
-from speechbrain_stablequant.errors import PlanError, nearest
+from speechbrain_stablequant.core.options import check_names
+from speechbrain_stablequant.core.plan import (
+    InputPlan,
+    LayerPlan,
+    QuantizationScheme,
+)
+from speechbrain_stablequant.errors import PlanError
 
 __all__ = [
     "DequantizedParameter",
+    "MixinBase",
     "QuantizedModule",
     "cached_weights",
+    "forget_bound_forward",
     "quantized_class",
     "register",
 ]
 
-_REGISTRY: dict[type, type] = {}
+_REGISTRY: dict[type, type["QuantizedModule"]] = {}
 _DERIVED: dict[tuple, type] = {}
+
+if TYPE_CHECKING:
+    from torch.nn import Module as MixinBase
+else:
+    MixinBase = object  # subclasses of a mixin bring the float class along
 
 
 def register(*float_classes: type) -> Callable[[type], type]:
@@ -52,20 +64,33 @@ def register(*float_classes: type) -> Callable[[type], type]:
     ------
     TypeError
         If the decorated class is not a `QuantizedModule` listed before the
-        float class, so that its ``forward`` would not be reached.
+        float class, so that its ``forward`` would not be reached; or if what
+        it says of itself is of the wrong kind.
     """
 
     def decorate(quantized: type) -> type:
-        for float_class in float_classes:
-            order = quantized.__mro__
-            if (
-                QuantizedModule not in order
-                or nn.Module not in order
-                or order.index(QuantizedModule) > order.index(nn.Module)
-            ):
+        name, order = quantized.__name__, quantized.__mro__
+        if (
+            QuantizedModule not in order
+            or nn.Module not in order
+            or order.index(QuantizedModule) > order.index(nn.Module)
+        ):
+            raise TypeError(
+                f"{name} must derive from QuantizedModule and, after it, from "
+                "the float class."
+            )
+        for attribute in ("weight_names", "input_names"):
+            value = getattr(quantized, attribute)
+            if not isinstance(value, tuple):  # a text would pass, by letters
                 raise TypeError(
-                    f"{quantized.__name__} must derive from QuantizedModule "
-                    "and, after it, from the float class."
+                    f"{attribute} of {name} is {value!r}: a tuple of names is "
+                    "needed, such as ('weight',)."
+                )
+        for float_class in float_classes:
+            if not issubclass(float_class, nn.Module):
+                raise TypeError(
+                    f"{name} is registered for {float_class.__name__}, which "
+                    "is not a subclass of torch.nn.Module."
                 )
             _REGISTRY[float_class] = quantized
         return quantized
@@ -122,7 +147,7 @@ class DequantizedParameter:
         )
 
 
-class QuantizedModule:
+class QuantizedModule(MixinBase):
     """Mixin of all quantized layers; comes before the float class.
 
     A subclass says which attributes are weights (``weight_names``), which
@@ -132,6 +157,12 @@ class QuantizedModule:
 
     weight_names: tuple[str, ...] = ("weight",)
     input_names: tuple[str, ...] = ("input",)
+    # Set by `install`, by the attribute name of the weight or of the input.
+    _weight_schemes: dict[str, QuantizationScheme]
+    _weight_shapes: dict[str, tuple[int, ...]]
+    _weight_dtypes: dict[str, torch.dtype]
+    _input_schemes: dict[str, QuantizationScheme]
+    _weight_cache: Any  # a dict while weights are cached, a tracer's store
 
     # -- what a float layer has to offer ---------------------------------
 
@@ -194,12 +225,10 @@ class QuantizedModule:
         PlanError
             If the plan names an input that the layer does not have.
         """
-        for name in plan.inputs:
-            if name not in cls.input_names:
-                raise PlanError(
-                    f"{type(module).__name__} has no input '{name}'."
-                    + nearest(name, cls.input_names or ["(weights only)"])
-                )
+        owner = type(module).__name__
+        if not cls.input_names:
+            owner += ", of which only weights are quantized,"
+        check_names(owner, plan.inputs, cls.input_names, PlanError, "input")
         floats = cls.quantizable_weights(module)
         module._weight_schemes = dict.fromkeys(floats, plan.weight)
         module._weight_shapes = {n: tuple(w.shape) for n, w in floats.items()}
@@ -213,7 +242,7 @@ class QuantizedModule:
                 if tensor is not None:
                     module.register_buffer(f"{name}_{part}", tensor.to(device))
         module.__class__ = cls
-        _forget_bound_forward(module)
+        forget_bound_forward(module)
         for name, input_plan in plan.inputs.items():
             module.set_input(name, input_plan)
 
@@ -295,7 +324,7 @@ class QuantizedModule:
         return ", ".join(p for p in parts if p)
 
 
-def _forget_bound_forward(module: nn.Module) -> None:
+def forget_bound_forward(module: nn.Module) -> None:
     """Drop a ``forward`` on the instance that is the float class's own.
 
     transformers leaves one behind when it has recorded hidden states; it would

@@ -9,7 +9,7 @@ from speechbrain_stablequant.core.numerics import Quantized
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import PlanError, nearest
 from speechbrain_stablequant.layers.base import QuantizedModule, quantized_class
-from speechbrain_stablequant.layers.module_state import ModuleState
+from speechbrain_stablequant.layers.module_state import ModuleSnapshot
 from speechbrain_stablequant.layers.rewrites import rewrite_for
 
 __all__ = [
@@ -49,7 +49,7 @@ def quantizable_layers(
 
 
 def unsupported_reason(root: nn.Module, name: str) -> Optional[str]:
-    """Return why a layer with a quantized class cannot use it, or None.
+    """Return why a layer cannot be quantized, or None.
 
     Arguments
     ---------
@@ -59,7 +59,10 @@ def unsupported_reason(root: nn.Module, name: str) -> Optional[str]:
         Qualified name of the layer.
     """
     module = root.get_submodule(name)
-    reason = quantized_class(module).unsupported(module)
+    quantized = quantized_class(module)
+    if quantized is None:
+        return f"there is no quantized version of {type(module).__name__}"
+    reason = quantized.unsupported(module)
     if reason is not None or not name:
         return reason
     wrapper = root.get_submodule(name.rpartition(".")[0])
@@ -98,8 +101,8 @@ class Conversion:
 
     def __init__(self, root: nn.Module):
         self.root = root
-        self._original: dict[int, ModuleState] = {}
-        self._float: dict[str, ModuleState] = {}
+        self._original: dict[int, ModuleSnapshot] = {}
+        self._float: dict[str, ModuleSnapshot] = {}
         self._plans: dict[str, LayerPlan] = {}
         self._weights: dict[str, tuple[tuple, Mapping[str, Quantized]]] = {}
         self._shared: dict[tuple, Quantized] = {}
@@ -118,7 +121,7 @@ class Conversion:
             )
         rewrite = rewrite_for(module)
         if rewrite is not None:
-            self._original.setdefault(id(module), ModuleState(module))
+            self._original.setdefault(id(module), ModuleSnapshot(module))
             rewrite()
 
     def __enter__(self) -> "Conversion":
@@ -149,12 +152,6 @@ class Conversion:
         module = self.layer(name)
         if name in self._float:
             self.dequantize([name])
-        quantized = quantized_class(module)
-        if quantized is None or isinstance(module, QuantizedModule):
-            raise PlanError(
-                f"Layer '{name}' is a {type(module).__name__}, for which "
-                "there is no quantized version. Remove it from the plan."
-            )
         reason = unsupported_reason(self.root, name)
         if reason is not None:
             raise PlanError(
@@ -167,8 +164,8 @@ class Conversion:
                 f"Layer '{name}' is a {kind}, the plan was made for a "
                 f"{plan.kind}: it belongs to another model."
             )
-        self._original.setdefault(id(module), ModuleState(module))
-        self._float.setdefault(name, ModuleState(module))
+        self._original.setdefault(id(module), ModuleSnapshot(module))
+        self._float.setdefault(name, ModuleSnapshot(module))
         self._plans[name] = plan
 
     def set_weights(self, name: str, weights: Mapping[str, Quantized]) -> None:
@@ -180,8 +177,10 @@ class Conversion:
         for name in list(self._plans if names is None else names):
             module, plan = self.layer(name), self._plans[name]
             if not isinstance(module, QuantizedModule):
-                weights = self._quantized_weights(name, module, plan)
-                quantized_class(module).install(module, plan, weights)
+                cls = quantized_class(module)
+                assert cls is not None  # `set` has refused other layers
+                weights = self._quantized_weights(name, module, cls, plan)
+                cls.install(module, plan, weights)
 
     def dequantize(self, names: Optional[Iterable[str]] = None) -> None:
         """Switch layers (all that have a plan) back to float."""
@@ -214,7 +213,7 @@ class Conversion:
                 self.set_weights(name, weights[name])
         self.quantize(plan.layers)
 
-    def _quantized_weights(self, name, module, plan):
+    def _quantized_weights(self, name, module, cls, plan):
         """Quantize weights once for each rule, and tied weights only once."""
         key = _weight_key(plan)
         if name in self._weights and self._weights[name][0] == key:
@@ -226,7 +225,6 @@ class Conversion:
                 "checkpoint that was written with the plan, or make the plan "
                 "again on this model."
             )
-        cls = quantized_class(module)
         floats = cls.quantizable_weights(module)
         shared_keys = {n: (id(w), cls.to_rows, key) for n, w in floats.items()}
         if all(k in self._shared for k in shared_keys.values()):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.layers.module_state import ModuleState
+from speechbrain_stablequant.layers.module_state import ModuleSnapshot
 
 __all__ = ["in_float"]
 
@@ -37,7 +37,7 @@ def in_float(root: nn.Module) -> Iterator[None]:
     'QuantizedLinear'
     """
     layers = [m for m in root.modules() if isinstance(m, QuantizedModule)]
-    states = [ModuleState(layer) for layer in layers]
+    states = [ModuleSnapshot(layer) for layer in layers]
     try:
         for layer in layers:
             _restore(layer)
@@ -54,11 +54,13 @@ def _restore(layer: QuantizedModule) -> None:
     for name in names:
         for part in ("values", "scale", "zero_point"):
             layer._buffers.pop(f"{name}_{part}", None)
-    layer.__class__ = next(
+    float_class = next(
         c for c in type(layer).__mro__ if not issubclass(c, QuantizedModule)
     )
-    if "_flat_weights" in vars(layer):  # of recurrent layers; a list to change
-        vars(layer)["_flat_weights"] = list(vars(layer)["_flat_weights"])
+    layer.__class__ = float_class  # type: ignore[assignment]  # what it was
+    own = layer.__dict__
+    if "_flat_weights" in own:  # of recurrent layers; a list to change
+        own["_flat_weights"] = list(own["_flat_weights"])
     for name, weight in weights.items():
-        # Assigned, not registered, so that such a list has it, too
+        # Assigned, not registered, so that such a list has it, too.
         setattr(layer, name, nn.Parameter(weight, requires_grad=False))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["ModuleState", "unchanged"]
+__all__ = ["ModuleSnapshot", "unchanged"]
 
 # What conversion may change. Other hooks, and a ``forward`` set on the instance
 # (the search's prefix cache), belong to whoever put them there.
@@ -21,7 +21,7 @@ _REGISTRIES = (
 _VOLATILE = ("training", "forward", "_forward_hooks", "_backward_hooks")
 
 
-class ModuleState:
+class ModuleSnapshot:
     """A module's class, parameters, buffers and attributes at one moment.
 
     Tensors are kept by reference: the same ``Parameter`` objects come back, so
@@ -36,7 +36,7 @@ class ModuleState:
     -------
     >>> import torch
     >>> linear = torch.nn.Linear(2, 2)
-    >>> weight, state = linear.weight, ModuleState(linear)
+    >>> weight, state = linear.weight, ModuleSnapshot(linear)
     >>> del linear.weight
     >>> state.apply()
     >>> linear.weight is weight
@@ -67,7 +67,7 @@ class ModuleState:
 def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Bring modules back as they were: values, attributes, identities."""
     parts = {part: None for module in modules for part in module.modules()}
-    states = [ModuleState(part) for part in parts]
+    states = [ModuleSnapshot(part) for part in parts]
     values, containers = {}, {}
     for part in parts:
         own = [*part._parameters.values(), *part._buffers.values()]

@@ -1,4 +1,4 @@
-"""Find the modules to quantize and put them under one root."""
+"""Find the modules to quantize and put them into one ModuleDict."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -7,11 +7,11 @@ from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, StableQuantError
 
-__all__ = ["evaluating", "roof"]
+__all__ = ["evaluating", "as_module_dict"]
 
 
-def roof(modules: dict) -> nn.ModuleDict:
-    """Put modules under one roof, without what wraps them for training."""
+def as_module_dict(modules: dict) -> nn.ModuleDict:
+    """Return modules as one ModuleDict, out of DDP and torch.compile."""
     plain = {}
     for name, module in modules.items():
         if not isinstance(module, nn.Module):

@@ -88,7 +88,7 @@ class Coverage:
         return sum(r.quantized_num_bytes for r in self.rows)
 
     def check(self, min_coverage: float) -> None:
-        """Stop when too little is covered.
+        """Raise when too little is covered.
 
         Raises
         ------
@@ -216,7 +216,7 @@ def _why_left_out(name: str, root: nn.Module, settings: Settings, plan):
     pattern = settings.kept_by(name)
     if pattern is not None:
         return KEPT, f"by request (keep: {pattern})", True
-    if settings.layer_widths(name)[0] == 32:
+    if settings.bit_widths(name)[0] == 32:
         return KEPT, "by request (32 bits)", True
     if name in plan.float_layers:
         return KEPT, "32 bits, by the plan", True

@@ -116,8 +116,8 @@ def quantize(
     if settings.method == "quantization_aware":
         raise KnobError(
             "method: quantization_aware trains in the loop of a recipe, which "
-            "quantize has not: put the block into the recipe's hparams. Here, "
-            "rounding: gptq is the best for few bits."
+            "quantize does not have: put the block into the recipe's hparams. "
+            "Here, rounding: gptq does best with few bits."
         )
     conversion = Conversion(model)
     training = {module: module.training for module in model.modules()}

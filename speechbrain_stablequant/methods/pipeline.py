@@ -36,7 +36,7 @@ from speechbrain_stablequant.methods.search import (
     Journal,
     SearchContext,
     fingerprint,
-    group_units,
+    group_blocks,
     weights_digest,
 )
 from speechbrain_stablequant.methods.settings import Settings
@@ -91,7 +91,7 @@ def make_plan(
     conversion : Conversion
         The prepared float model; still in float afterwards.
     settings : Settings
-        The knobs.
+        The options.
     calibrate : callable, optional
         Runs the calibration data of this rank through the model.
     evaluator : Evaluator, optional
@@ -131,13 +131,13 @@ def make_plan(
         name
         for name, _, cls in layers
         if cls.input_names
-        and settings.layer_widths(name)[1] != 32
+        and settings.bit_widths(name)[1] != 32
         and not statistics.get(name)
     ]
     context = SearchContext(
         conversion=conversion,
         layers=[name for name, _, _ in layers],
-        units=group_units(conversion.root, [name for name, _, _ in layers]),
+        blocks=group_blocks(conversion.root, [name for name, _, _ in layers]),
         statistics=statistics,
         settings=settings,
         evaluator=evaluator,
@@ -230,8 +230,7 @@ def _selected(conversion: Conversion, settings: Settings):
     return [
         (name, module, cls)
         for name, module, cls in quantizable_layers(conversion.root)
-        if settings.kept_by(name) is None
-        and settings.layer_widths(name)[0] != 32
+        if settings.kept_by(name) is None and settings.bit_widths(name)[0] != 32
     ]
 
 
@@ -267,7 +266,7 @@ def _rounded(conversion, plan, calibrate, settings, progress) -> Rounded:
 def _coverage(conversion, layers, settings) -> Coverage:
     """Return the coverage to expect, before inputs are known."""
     planned = {
-        name: LayerPlan(settings.weight_scheme(settings.layer_widths(name)[0]))
+        name: LayerPlan(settings.weight_scheme(settings.bit_widths(name)[0]))
         for name, _, _ in layers
     }
     return cover(conversion, QuantizationPlan(planned), settings)
@@ -276,7 +275,7 @@ def _coverage(conversion, layers, settings) -> Coverage:
 def _statistics(conversion, layers, settings, calibrate) -> Statistics:
     """Observe the inputs that are to be quantized."""
     observed = [
-        entry for entry in layers if settings.layer_widths(entry[0])[1] != 32
+        entry for entry in layers if settings.bit_widths(entry[0])[1] != 32
     ]
     if not observed:
         return {}
@@ -299,7 +298,7 @@ def _statistics(conversion, layers, settings, calibrate) -> Statistics:
 
 
 def _journal(conversion, settings, evaluator, folder) -> Journal:
-    """Open the journal of this search: same weights, data and knobs."""
+    """Open the journal of this search: same weights, data and options."""
     if evaluator is None:
         return Journal(None, "")
     identity = fingerprint(

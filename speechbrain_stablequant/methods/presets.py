@@ -2,7 +2,7 @@
 
 from typing import Any, Optional
 
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.core.options import check_choice
 
 __all__ = ["PRESETS", "preset_knobs"]
 
@@ -30,12 +30,12 @@ def preset_knobs(name: Optional[str]) -> dict[str, Any]:
     ---------
     name : str, optional
         ``ecapa_tdnn_2024``: the ECAPA-TDNN framework's selection of layers.
-        None stands for no knobs.
+        None stands for no options.
 
     Returns
     -------
     dict
-        Values by knob.
+        Values by option.
 
     Raises
     ------
@@ -49,6 +49,5 @@ def preset_knobs(name: Optional[str]) -> dict[str, Any]:
     """
     if name is None:
         return {}
-    if name not in PRESETS:
-        raise KnobError(f"preset '{name}' is unknown." + nearest(name, PRESETS))
+    check_choice("preset", name, PRESETS)
     return dict(PRESETS[name])

@@ -14,26 +14,43 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from speechbrain_stablequant.core.bit_width import parse_bits
+from speechbrain_stablequant.core.options import (
+    check_choice,
+    check_list,
+    check_names,
+    check_number,
+    check_numbers,
+    check_whole_number,
+)
 from speechbrain_stablequant.core.plan import (
     WEIGHT_OBSERVERS,
     QuantizationScheme,
 )
-from speechbrain_stablequant.core.scheme import LEVELS, level_widths
-from speechbrain_stablequant.errors import KnobError, PlanError, nearest
+from speechbrain_stablequant.core.scheme import LEVELS, level_bit_widths
+from speechbrain_stablequant.errors import KnobError, PlanError
 from speechbrain_stablequant.methods.calibration import OBSERVERS, TAIL_RULES
 from speechbrain_stablequant.methods.presets import preset_knobs
+from speechbrain_stablequant.methods.registry import METHODS, ROUNDINGS
 from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
-__all__ = ["Settings", "parse_bits"]
+__all__ = ["Settings"]
 
-METHODS = (
-    "mixed_precision", "quantization_aware", "stablequant", "uniform",
-)  # fmt: skip
-ROUNDINGS = ("nearest", "gptq")
 DEFAULT_CANDIDATES = ("W2A8", "W3A8", "W4A8", "W8A8", "W16", "W32")
 DEFAULT_PERCENTILES = (
     100.0, 99.999, 99.99, 99.95, 99.9, 99.8, 99.5, 99.0, 98.0,
 )  # fmt: skip
+_LIMITS = (
+    ("percentile", 0, 100),
+    ("min_coverage", 0, 1),
+    ("subset", 0, 1),
+    ("flag_threshold", 0, math.inf),
+    ("calibration_utterances", 1, math.inf),
+    ("search_utterances", 1, math.inf),
+    ("search_num_bytes", 0, math.inf),
+    ("front_points", 2, 100),
+    ("max_drop", 0, math.inf),
+    ("target_size", 0, 1),
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +60,10 @@ class Settings:
     Arguments
     ---------
     bits : str, int or dict
-        Widths, see `parse_bits`.
+        Bit widths, see `parse_bits`.
     method : str
         ``stablequant``: layer-adaptive clipping by the recipe's metric.
-        ``mixed_precision``: widths layer by layer, under a budget.
+        ``mixed_precision``: bit widths layer by layer, under a budget.
         ``uniform``: one observer for all layers, no search.
         ``quantization_aware``: a few more epochs of the recipe with learned
         step sizes and distillation from the float model; see ``training``.
@@ -66,12 +83,12 @@ class Settings:
         Symmetric or affine weights.
     weight_levels : str
         ``integer``; ``odd`` (weights of 1 to 4 bits, no level is zero) or
-        ``ternary`` (of 2 bits). Weights of other widths stay ``integer``.
+        ``ternary`` (of 2 bits). Others stay ``integer``.
     rounding : str
         ``nearest``, or ``gptq``: weights make up for each other's rounding
         errors on the calibration data.
     rounding_passes : int, optional
-        ``gptq``: calibration passes, at most. By default one for each unit, 16
+        ``gptq``: calibration passes, at most. By default one for each block, 16
         at most; with 1 all layers see the inputs of the float model.
     activation_symmetric : bool
         Symmetric or affine activations.
@@ -82,16 +99,16 @@ class Settings:
     keep : list of str
         Layers to keep in float: names with ``*`` wildcards.
     layer_bits : dict
-        Widths by layer name pattern, over ``bits``; the last match counts.
+        Bit widths by layer name pattern, over ``bits``; the last match counts.
     flag_threshold : float
-        ``stablequant``: a unit is flagged when the metric rises by more than
+        ``stablequant``: a block is flagged when the metric rises by more than
         this many points (paper: 0.25).
     percentiles : list of float
-        ``stablequant``: cut-offs tried for flagged units.
+        ``stablequant``: cut-offs tried for flagged blocks.
     tail : str
         ``drop`` or ``fold``: what becomes of the tail beyond a cut-off.
     candidates : list
-        ``mixed_precision``: widths that a layer may get; 32 is float.
+        ``mixed_precision``: bit widths that a layer may get; 32 is float.
     max_drop : float, optional
         ``mixed_precision``: fewest bytes with the metric at most this much
         worse, in its own unit: points for error rates, hundredths for a
@@ -132,7 +149,7 @@ class Settings:
     Raises
     ------
     KnobError
-        If a value is out of range; `from_knobs` also names unknown knobs.
+        If a value is out of range; `from_knobs` also names unknown options.
     """
 
     bits: Any = "W8A8"
@@ -172,12 +189,7 @@ class Settings:
     @classmethod
     def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
         """Build settings from keyword arguments of the user."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in knobs:
-            if key not in known:
-                raise KnobError(
-                    f"{owner} has no option '{key}'." + nearest(key, known)
-                )
+        check_names(owner, knobs, [f.name for f in dataclasses.fields(cls)])
         return cls(**{**preset_knobs(knobs.get("preset")), **knobs})
 
     def __post_init__(self):
@@ -186,107 +198,74 @@ class Settings:
             ("observer", OBSERVERS),
             ("weight_observer", WEIGHT_OBSERVERS),
             ("weight_levels", LEVELS),
-            ("rounding", ROUNDINGS),
+            ("rounding", ("nearest", *ROUNDINGS)),
             ("tail", TAIL_RULES),
             ("ranking", ("distance", "metric")),
             ("activation_signed", (True, False, "auto")),
         ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise KnobError(
-                    f"{name} '{value}' is unknown." + nearest(value, choices)
-                )
-        for name, low, high in (
-            ("percentile", 0, 100),
-            ("min_coverage", 0, 1),
-            ("subset", 0, 1),
-            ("flag_threshold", 0, float("inf")),
-            ("calibration_utterances", 1, float("inf")),
-            ("search_utterances", 1, float("inf")),
-            ("search_num_bytes", 0, float("inf")),
-            ("front_points", 2, 100),
-        ):
-            _check_number(name, getattr(self, name), low, high)
+            check_choice(name, getattr(self, name), choices)
+        check_numbers(self, _LIMITS)
+        if self.rounding_passes is not None:
+            check_whole_number("rounding_passes", self.rounding_passes, 1)
         if isinstance(self.keep, str):
             object.__setattr__(self, "keep", (self.keep,))
-        if isinstance(self.percentiles, (str, int, float)):
-            raise KnobError("percentiles is a list, such as [100, 99.9, 99].")
+        check_list("percentiles", self.percentiles, "[100, 99.9, 99]")
         for value in self.percentiles:
-            _check_number("percentiles", value, 50, 100)
-        parse_bits(self.bits)
-        for pattern, bits in self.layer_bits.items():
+            check_number("percentiles", value, 50, 100)
+        self._check_bits()
+        self._check_method()
+        self._check_schemes()
+
+    def _check_bits(self):
+        check_list("candidates", self.candidates, "[W4A8, W8A8, W32]")
+        if not self.candidates:
+            raise KnobError("candidates is empty: give at least one.")
+        training = TrainingSettings.from_knobs(self.training)
+        for where, bits in (
+            ("", self.bits),
+            *((f"layer_bits, '{p}': ", b) for p, b in self.layer_bits.items()),
+            *(("candidates: ", bits) for bits in self.candidates),
+            ("training: first_last: ", training.first_last),
+        ):
             try:
                 parse_bits(bits)
             except KnobError as err:
-                raise KnobError(f"layer_bits, '{pattern}': {err}") from None
-        if self.method == "stablequant" and self.observer not in (
-            "mse",
-            "entropy",
-        ):
-            raise KnobError(
-                f"observer '{self.observer}' goes with method: uniform; "
-                "stablequant chooses scales by mse or entropy."
-            )
-        self._check_rounding()
-        self._check_budget()
-        self._check_schemes()
-        self._check_training()
+                raise KnobError(f"{where}{err}") from None
 
-    def _check_rounding(self):
-        passes = self.rounding_passes
-        if passes is not None and (type(passes) is not int or passes < 1):
-            raise KnobError(
-                f"rounding_passes is {passes!r}: use a whole number of at "
-                "least 1, or null for one pass a unit."
-            )
+    def _check_method(self):
+        """Refuse options that do not go with the method, or one another."""
         if self.plan is not None and self.rounding != "nearest":
             raise KnobError(
-                f"rounding: {self.rounding} goes through calibration data, of "
-                "which a plan that is given (plan: path.json) needs none: set "
-                "one of them to its default."
+                f"rounding: {self.rounding} needs calibration data, and a "
+                "given plan (plan: path.json) is applied without any: set one "
+                "of them to its default."
             )
-
-    def _check_budget(self):
-        if isinstance(self.candidates, (str, int)) or not self.candidates:
-            raise KnobError("candidates is a list, such as [W4A8, W8A8, W32].")
-        for bits in self.candidates:
-            try:
-                parse_bits(bits)
-            except KnobError as err:
-                raise KnobError(f"candidates: {err}") from None
-        if self.max_drop is not None:
-            _check_number("max_drop", self.max_drop, 0, float("inf"))
-        if self.target_size is not None:
-            _check_number("target_size", self.target_size, 0, 1)
-        if self.method == "mixed_precision" and (
-            (self.max_drop is None) == (self.target_size is None)
-        ):
-            raise KnobError(
-                "method: mixed_precision needs a budget: max_drop (fewest "
-                "bytes within it) or target_size (best metric within it), one "
-                "of them; set the other to null."
-            )
-
-    def _check_training(self):
-        first_last = TrainingSettings.from_knobs(self.training).first_last
-        try:
-            parse_bits(first_last)
-        except KnobError as err:
-            raise KnobError(f"training: first_last: {err}") from None
-        if self.method != "quantization_aware":
-            return
-        for name in ("rounding", "plan"):
-            value = getattr(self, name)
-            if value not in ("nearest", None):
+        if self.method == "stablequant":
+            if self.observer not in ("mse", "entropy"):
                 raise KnobError(
-                    f"{name}: {value} does not go with method: "
-                    "quantization_aware, which trains the integers itself."
+                    f"observer '{self.observer}' goes with method: uniform; "
+                    "stablequant chooses scales by mse or entropy."
                 )
-        if not self.weight_symmetric:
-            raise KnobError(
-                "method: quantization_aware learns the steps of symmetric "
-                "weights: set weight_symmetric: True."
-            )
+        elif self.method == "mixed_precision":
+            if (self.max_drop is None) == (self.target_size is None):
+                raise KnobError(
+                    "method: mixed_precision needs a budget: max_drop (fewest "
+                    "bytes within it) or target_size (best metric within it), "
+                    "one of them; set the other to null."
+                )
+        elif self.method == "quantization_aware":
+            for name in ("rounding", "plan"):
+                value = getattr(self, name)
+                if value not in ("nearest", None):
+                    raise KnobError(
+                        f"{name}: {value} does not go with method: "
+                        "quantization_aware, which trains the integers itself."
+                    )
+            if not self.weight_symmetric:
+                raise KnobError(
+                    "method: quantization_aware learns the steps of symmetric "
+                    "weights: set weight_symmetric: True."
+                )
 
     @property
     def training_settings(self) -> TrainingSettings:
@@ -309,8 +288,8 @@ class Settings:
             raise KnobError(text) from None
 
     def weight_scheme(self, bits: int) -> QuantizationScheme:
-        """Return the scheme of weights of a width."""
-        fits = bits in level_widths(self.weight_levels)
+        """Return the scheme of weights of a bit width."""
+        fits = bits in level_bit_widths(self.weight_levels)
         return QuantizationScheme(
             bits=bits,
             symmetric=self.weight_symmetric,
@@ -323,12 +302,12 @@ class Settings:
     def activation_scheme(
         self, bits: int, minimum: float = -math.inf
     ) -> Optional[QuantizationScheme]:
-        """Return the scheme of activations of a width; None for float.
+        """Return the scheme of activations of a bit width; None for float.
 
         Arguments
         ---------
         bits : int
-            The width.
+            The bit width.
         minimum : float
             The lowest value seen, for ``activation_signed: auto``.
         """
@@ -345,8 +324,8 @@ class Settings:
             narrow_range=self.activation_symmetric and signed,
         )
 
-    def layer_widths(self, name: str) -> tuple[int, int]:
-        """Return the widths of a layer's weights and activations."""
+    def bit_widths(self, name: str) -> tuple[int, int]:
+        """Return the bit widths of a layer's weights and activations."""
         bits = self.bits
         for pattern, value in self.layer_bits.items():
             if fnmatchcase(name, pattern):
@@ -382,8 +361,8 @@ class Settings:
 
     def search_identity(self) -> dict:
         """Return what, besides weights and data, a search depends on."""
-        # Results have the widths and the layers in their names: searches that
-        # differ in what they look for only share them.
+        # Results have the bit widths and the layers in their names, so that
+        # searches that differ only in what they look for can share them.
         ignored = {
             "min_coverage", "search_num_bytes", "plan", "preset", "candidates",
             "max_drop", "target_size", "ranking", "front_points", "subset",
@@ -396,11 +375,3 @@ class Settings:
             for key, value in dataclasses.asdict(self).items()
             if key not in ignored
         }
-
-
-def _check_number(name, value, low, high):
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise KnobError(f"{name} is {value!r}: a number is needed.")
-    if not low <= value <= high:
-        span = f"at least {low}" if high == float("inf") else f"{low} to {high}"
-        raise KnobError(f"{name} is {value}: use {span}.")

@@ -1,16 +1,35 @@
 """The options of quantization-aware training, checked in one place."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.core.options import (
+    check_list,
+    check_names,
+    check_numbers,
+    check_whole_number,
+)
+from speechbrain_stablequant.errors import KnobError
 
 __all__ = ["TrainingSettings"]
 
-# Gradual lowering: the widths that lead to a target, in bits.
+# Gradual lowering: the bit widths that lead to a target.
 _STAGES = {1: (4, 2), 2: (4,)}
+_LIMITS = (
+    ("epochs", 1, math.inf),
+    ("lr_factor", 0, math.inf),
+    ("lr", 0, math.inf),
+    ("step_lr", 0, math.inf),
+    ("warmup", 0, 0.9),
+    ("lowering", 0, 0.9),
+    ("task_weight", 0, math.inf),
+    ("hidden_weight", 0, math.inf),
+    ("output_weight", 0, math.inf),
+    ("temperature", 0.01, 100),
+)
 
 
 @dataclass(frozen=True)
@@ -32,13 +51,13 @@ class TrainingSettings:
     warmup : float
         Part of the training in which rates rise from zero.
     stages : list of int, optional
-        Weight widths, in bits, that the training passes through on its way
+        Bit widths of weights that the training passes through on its way
         to ``bits``; by default 4 for 2 bits, 4 and 2 for 1 bit. ``[]``: none.
     lowering : float
         Part of the training that these take together.
     first_last : str
-        Widths of the first and the last layer, where these are not part of a
-        repeated block; ``layer_bits`` counts more. ``W32`` keeps them float.
+        Bit widths of the first and the last layer, where these are not part
+        of a repeated block; ``layer_bits`` counts more. ``W32``: in float.
     task_weight : float
         Weight of the recipe's own loss; 0 trains by distillation alone.
     hidden_weight : float
@@ -85,82 +104,52 @@ class TrainingSettings:
                 f"training is {knobs!r}; it maps options to values, such as "
                 "{epochs: 5, lr_factor: 0.5}."
             )
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in knobs:
-            if key not in known:
-                raise KnobError(
-                    f"training has no option '{key}'." + nearest(key, known)
-                )
+        check_names(
+            "training", knobs, [f.name for f in dataclasses.fields(cls)]
+        )
         return cls(**knobs)
 
     def __post_init__(self):
-        infinity = float("inf")
-        for name, low, high in (
-            ("epochs", 1, infinity),
-            ("lr_factor", 0, infinity),
-            ("lr", 0, infinity),
-            ("step_lr", 0, infinity),
-            ("warmup", 0, 0.9),
-            ("lowering", 0, 0.9),
-            ("task_weight", 0, infinity),
-            ("hidden_weight", 0, infinity),
-            ("output_weight", 0, infinity),
-            ("temperature", 0.01, 100),
-        ):
-            value = getattr(self, name)
-            if name == "lr" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise KnobError(
-                    f"training: {name} is {value!r}: a number is needed."
-                )
-            if not low <= value <= high:
-                span = f"{low} or more" if high == infinity else f"{low}-{high}"
-                raise KnobError(f"training: {name} is {value}: use {span}.")
-        if type(self.epochs) is not int:
-            raise KnobError(f"training: epochs is {self.epochs}: not whole.")
+        check_numbers(self, _LIMITS, "training: ")
+        check_whole_number("training: epochs", self.epochs, 1)
         if isinstance(self.hidden_layers, str):
             object.__setattr__(self, "hidden_layers", (self.hidden_layers,))
         names = [*self.hidden_layers, self.output_layer or "", self.first_last]
         for name in names:
             if not isinstance(name, str):
-                raise KnobError(f"training: {name!r} is no name of a layer.")
-        if isinstance(self.stages, (int, str)):
+                raise KnobError(
+                    f"training: {name!r} cannot be the name of a layer."
+                )
+        stages = () if self.stages is None else self.stages
+        check_list("training: stages", stages, "[4, 2]")
+        for bits in stages:
+            check_whole_number("training: bit widths of stages", bits, 1, 8)
+        if list(stages) != sorted(stages, reverse=True):
             raise KnobError(
-                f"training: stages is {self.stages!r}: a list is needed, such "
-                "as [4, 2]."
+                f"training: stages {list(stages)} must fall, widest first."
             )
         if not (self.task_weight or self.hidden_weight or self.output_weight):
             raise KnobError(
                 "training: task_weight, hidden_weight and output_weight are "
                 "all 0: there is nothing to train by."
             )
-        for bits in self.stages or ():
-            if type(bits) is not int or not 1 <= bits <= 8:
-                raise KnobError(
-                    f"training: stages has {bits!r}: widths are 1 to 8 bits."
-                )
-        if list(self.stages or ()) != sorted(self.stages or (), reverse=True):
-            raise KnobError(
-                f"training: stages {list(self.stages)} must fall, widest first."
-            )
 
     @property
     def distils(self) -> bool:
-        """Whether the float model is asked at all."""
+        """Whether there is any distillation from the float model."""
         return bool(self.hidden_weight or self.output_weight)
 
-    def widths(self, target: int) -> list[int]:
-        """Return the widths that a layer passes through, the last its own.
+    def bit_widths(self, target: int) -> list[int]:
+        """Return the bit widths that a layer passes through, the last its own.
 
         Arguments
         ---------
         target : int
-            Its own, in bits.
+            Its own.
 
         Example
         -------
-        >>> TrainingSettings().widths(1), TrainingSettings().widths(8)
+        >>> TrainingSettings().bit_widths(1), TrainingSettings().bit_widths(8)
         ([4, 2, 1], [8])
         """
         stages = _STAGES.get(target, ()) if self.stages is None else self.stages
@@ -184,14 +173,14 @@ class TrainingSettings:
         return max(0.0, (1.0 - done) / (1.0 - self.warmup))
 
     def stage(self, done: float, count: int) -> int:
-        """Return which of ``count`` widths is in use, after a part of training.
+        """Return which of ``count`` stages is current after a part of training.
 
         Arguments
         ---------
         done : float
             That part, 0 to 1.
         count : int
-            How many widths there are.
+            How many stages there are.
 
         Example
         -------

@@ -1,4 +1,4 @@
-"""evaluator."""
+"""Evaluators: what a search scores a model with, batch by batch."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Optional
@@ -12,9 +12,9 @@ __all__ = ["DistanceEvaluator", "Evaluator", "ScoreEvaluator"]
 class Evaluator:
     """Scores a model batch by batch; what a search works with.
 
-    A subclass sets ``metric`` (None: there is only the output to compare with
-    that of the float model) and ``num_batches`` and implements `batches`
-    and `evaluate`. Batches must come out the same each time.
+    A subclass sets ``metric`` (None: only outputs can be compared with those
+    of the float model) and ``num_batches``, and implements `batches` and
+    `evaluate`. Batches must be the same each time.
     """
 
     metric: Optional[Metric]

@@ -93,7 +93,7 @@ class Metric:
     ) -> "Interval":
         """Return the change from one system to another with an interval.
 
-        See `paired_bootstrap`; a metric that is no ratio of sums has its own.
+        See `paired_bootstrap`; a metric that is no ratio of sums overrides this.
         """
         return paired_bootstrap(before, after, self, confidence, samples, seed)
 
@@ -152,8 +152,8 @@ class RateInterval:
     def to_dict(self) -> dict:
         """Return plain data; what is not known becomes None."""
         row = {"value": self.value, "low": self.low, "high": self.high}
-        row = {k: None if math.isnan(v) else v for k, v in row.items()}
-        return {**row, "confidence": self.confidence}
+        known = {k: None if math.isnan(v) else v for k, v in row.items()}
+        return {**known, "confidence": self.confidence}
 
     def __str__(self) -> str:
         if math.isnan(self.low):
@@ -224,6 +224,8 @@ def paired_bootstrap(
         ],
         dtype=np.float64,
     )
+    # How often each utterance is drawn is all that its sums need: one product
+    # with these counts replaces indexing every resample.
     draws = np.random.default_rng(seed).multinomial(
         len(sums), np.full(len(sums), 1 / len(sums)), size=samples
     )
@@ -233,6 +235,7 @@ def paired_bootstrap(
             drawn[:, 1] / drawn[:, 3] - drawn[:, 0] / drawn[:, 2]
         )
     tail = (1 - confidence) / 2
+    # A draw of utterances without any reference words has no rate.
     low, high = np.nanquantile(change, [tail, 1 - tail])
     return Interval(difference, float(low), float(high), confidence)
 
@@ -240,8 +243,8 @@ def paired_bootstrap(
 def items_of(stats: MetricStats) -> list[Item]:
     """Read the items out of one of SpeechBrain's metric objects.
 
-    A class of ours that is no ratio of sums has ``quantization_metrics``
-    instead, which returns metrics with their items by name.
+    Classes of ours whose metric is not a ratio of sums have a method
+    ``quantization_metrics`` instead: metrics with their items, by name.
 
     Arguments
     ---------

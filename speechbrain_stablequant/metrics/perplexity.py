@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from speechbrain.utils.metric_stats import MetricStats
 
-from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.core.options import check_choice
+from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.metric import (
     Interval,
     Item,
@@ -182,11 +183,7 @@ class PerplexityStats(MetricStats):
         }
         if field is None:
             return self.summary
-        if field not in self.summary:
-            raise KnobError(
-                f"'{field}' is not a statistic of perplexity."
-                + nearest(field, self.summary)
-            )
+        check_choice("Statistic of perplexity", field, self.summary)
         return self.summary[field]
 
     def write_stats(self, filestream, verbose=False):

@@ -15,7 +15,7 @@ from torch import nn
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.layers.modules import evaluating, roof
+from speechbrain_stablequant.layers.modules import as_module_dict, evaluating
 from speechbrain_stablequant.methods.pipeline import (
     Planned,
     given_plan,
@@ -107,7 +107,7 @@ def _root(pretrainer, modules) -> nn.ModuleDict:
                     + nearest(name, loadables)
                 )
         modules = {name: loadables[name] for name in modules}
-    return roof(modules)
+    return as_module_dict(modules)
 
 
 def _plan(conversion: Conversion, quantizer) -> Planned:

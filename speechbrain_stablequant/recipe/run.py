@@ -10,7 +10,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, nearest
-from speechbrain_stablequant.layers.modules import roof
+from speechbrain_stablequant.layers.modules import as_module_dict
 
 __all__ = ["RecipeRun"]
 
@@ -73,7 +73,7 @@ class RecipeRun:
         if folder is None:
             output = getattr(brain.hparams, "output_folder", "results")
             folder = Path(output) / "ptq"
-        return cls(brain, roof(modules), Path(folder), suffix, label)
+        return cls(brain, as_module_dict(modules), Path(folder), suffix, label)
 
     @property
     def shows_progress(self) -> bool:

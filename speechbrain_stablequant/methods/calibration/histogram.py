@@ -8,8 +8,8 @@ from speechbrain_stablequant.errors import CalibrationError
 
 __all__ = ["NUM_BINS", "ActivationHistogram"]
 
-# For each sign. SpeechBrain's 2048 leave few bins for the bulk of the values
-# where outliers are a hundred times larger, as they are inside wav2vec 2.0.
+# For each sign. The 2048 of pytorch-quantization leave few bins for the bulk of
+# the values where outliers are a hundred times larger, as in wav2vec 2.0.
 NUM_BINS = 16384
 _CHUNK = 1 << 20
 _NARROWEST = -120  # exponent; the inverse of a width must fit into float32

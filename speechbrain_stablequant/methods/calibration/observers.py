@@ -1,18 +1,20 @@
 """Observers: from a histogram of activations to the range that is kept.
 
-The definitions are those of NVIDIA's pytorch-quantization, SpeechBrain that
+The definitions are those of NVIDIA's pytorch-quantization, the library that
 the StableQuant paper (https://arxiv.org/abs/2504.14915) appears to build on:
 ``max``, ``percentile``, ``mse`` and ``entropy``. All look at absolute values;
 an affine scheme keeps the part of [minimum, maximum] inside the cut.
 """
 
-from typing import Callable, Optional
+from typing import Optional
 
 import torch
 
 from speechbrain_stablequant.core.numerics import range_to_scale
+from speechbrain_stablequant.core.options import check_choice
 from speechbrain_stablequant.core.plan import InputPlan, QuantizationScheme
-from speechbrain_stablequant.errors import CalibrationError, KnobError, nearest
+from speechbrain_stablequant.core.registry import Registry
+from speechbrain_stablequant.errors import CalibrationError
 from speechbrain_stablequant.methods.calibration.histogram import (
     ActivationHistogram,
 )
@@ -20,7 +22,7 @@ from speechbrain_stablequant.methods.calibration.histogram import (
 __all__ = ["OBSERVERS", "TAIL_RULES", "choose_input", "expected_error"]
 
 TAIL_RULES = ("drop", "fold")
-_SMALLEST = 32  # a cut below 1/32 of the range is not tried (SpeechBrain: 1/16)
+_SMALLEST = 32  # a cut below 1/32 of the range is not tried (NVIDIA's: 1/16)
 _CANDIDATES = 512  # of the cut; the error is smooth in between
 
 
@@ -71,14 +73,8 @@ def choose_input(
     >>> round(choose_input(histogram, scheme, "percentile", 99.5).high, 1)
     1.0
     """
-    if observer not in OBSERVERS:
-        raise KnobError(
-            f"observer '{observer}' is unknown." + nearest(observer, OBSERVERS)
-        )
-    if tail not in TAIL_RULES:
-        raise KnobError(
-            f"tail '{tail}' is unknown." + nearest(tail, TAIL_RULES)
-        )
+    check_choice("observer", observer, OBSERVERS)
+    check_choice("tail", tail, TAIL_RULES)
     if histogram.count == 0:
         raise CalibrationError("Calibration saw no values of this input.")
     if scheme.symmetric and not scheme.signed and histogram.minimum < 0:
@@ -89,6 +85,8 @@ def choose_input(
     counts = histogram.magnitudes()
     amax = histogram.amax
     if scheme.is_binary:
+        # Two levels have no range to choose: -a and a with a the mean of |x|
+        # have the least squared error (XNOR-Net).
         centres = _centres(histogram)
         cut = float((counts * centres).sum() / counts.sum())
     elif amax == 0 or scheme.is_float:
@@ -179,19 +177,21 @@ def _entropy(histogram, counts, limit, top, scheme, tail) -> float:
     levels = 2 ** (scheme.bits - int(scheme.signed and scheme.symmetric))
     counts = counts[:top].double()
     if top > 1:
-        counts[0] = counts[1]  # SpeechBrain: zeros say nothing about the range
+        counts[0] = counts[
+            1
+        ]  # As NVIDIA's does: zeros say nothing about the range.
+    # A cut of fewer bins than levels would lose nothing, and say nothing.
     candidates = [int(c) + 1 for c in _candidates(top, smallest=levels)]
     costs = torch.tensor([_divergence(counts, c, levels) for c in candidates])
+    # Of equal costs the last, which clips least.
     best = len(costs) - 1 - int(costs.flip(0).argmin())
     return min(candidates[best] * histogram.width, histogram.amax)
 
 
-OBSERVERS: dict[str, Callable[..., float]] = {
-    "max": _max,
-    "percentile": _percentile,
-    "mse": _mse,
-    "entropy": _entropy,
-}
+OBSERVERS = Registry(
+    "observer", ("histogram", "counts", "limit", "top", "scheme", "tail")
+)
+OBSERVERS.update(max=_max, percentile=_percentile, mse=_mse, entropy=_entropy)
 
 
 # -- helpers -----------------------------------------------------------------------
@@ -267,6 +267,8 @@ def _divergence(counts, bins: int, levels: int) -> float:
     members = torch.zeros(levels, dtype=torch.float64)
     members.index_add_(0, index, used.double())
     coarse = torch.where(used, (total / members.clamp(min=1))[index], 0.0)
+    # As saturation does: what is beyond the cut counts in its last bin, but
+    # only in the reference, so that clipping has a price.
     reference[-1] += counts[bins:].sum()
     p, q = reference / reference.sum(), coarse / coarse.sum().clamp(min=1)
     # Where only the tail is, q is 0 and the divergence infinite.

@@ -308,9 +308,15 @@ def _sweep(
             q = quantize_with(weight, scale, zero_point, scheme)
             values[:, column : column + 1] = q
             real = dequantize(Quantized(q, scale, zero_point), scheme)
+            # The update of GPTQ's equation 2: what is left changes by the error
+            # times a row of the inverse Hessian. Rows of its Cholesky factor
+            # are those of the inverse without the inputs rounded before, so
+            # that it is never inverted again.
             error = (weight - real) / factor[column, column]
             errors[:, column - start : column - start + 1] = error
             later = slice(column + 1, stop)
             work[:, later] -= error * factor[column, later]
+        # Beyond the block all of its errors at once: one matrix product reads
+        # the weights once, not once a column.
         work[:, stop:] -= errors @ factor[start:stop, stop:]
     return values

@@ -1,7 +1,7 @@
 """Round a model's weights from its first layers to its last.
 
-What a unit sees at the end comes from units that are quantized. So the first
-unit is rounded, calibration runs again, the second is rounded to what it then
+In the quantized model a block sees what quantized blocks give. So the first
+block is rounded, calibration runs again, the second is rounded to what it then
 sees, and so on.
 """
 
@@ -23,17 +23,14 @@ from speechbrain_stablequant.layers import (
     cached_weights,
     quantized_class,
 )
-from speechbrain_stablequant.methods.rounding.gptq import gptq
+from speechbrain_stablequant.methods.registry import ROUNDINGS
 from speechbrain_stablequant.methods.rounding.hessian import (
     HessianCollector,
     why_no_hessian,
 )
 from speechbrain_stablequant.methods.settings import Settings
 
-__all__ = ["ROUNDINGS", "UNREACHED", "Rounded", "round_weights"]
-
-# Called with rows, their Hessian, the scheme, observer and percentile.
-ROUNDINGS: dict[str, Callable[..., Quantized]] = {"gptq": gptq}
+__all__ = ["UNREACHED", "Rounded", "round_weights"]
 
 MAX_PASSES = 16
 UNREACHED = "calibration never reached it"
@@ -67,8 +64,8 @@ def round_weights(
 ) -> Rounded:
     """Round the weights of a plan by ``settings.rounding``.
 
-    There is a calibration pass for each unit, or for each of
-    ``settings.rounding_passes`` runs of units. A layer without a Hessian, one
+    There is a calibration pass for each block, or for each of
+    ``settings.rounding_passes`` runs of blocks. A layer without a Hessian, one
     that shares its weight with another and one that calibration never reaches
     are rounded to the nearest.
 
@@ -147,11 +144,11 @@ def _reasons(conversion: Conversion, plan: QuantizationPlan) -> dict[str, str]:
 
 
 def _passes(plan: QuantizationPlan, limit: Optional[int]) -> list[list[str]]:
-    """Return the layers of each pass: whole units, in the plan's order."""
-    units: dict[str, list[str]] = {}
+    """Return the layers of each pass: whole blocks, in the plan's order."""
+    blocks: dict[str, list[str]] = {}
     for name, layer in plan.layers.items():
-        units.setdefault(layer.unit or name, []).append(name)
-    groups = list(units.values())
+        blocks.setdefault(layer.unit or name, []).append(name)
+    groups = list(blocks.values())
     count = min(limit or MAX_PASSES, len(groups))
     ends = [len(groups) * (i + 1) // count for i in range(count)]
     return [

@@ -1,4 +1,4 @@
-"""Allocation: which layer gets which width, for a number of bytes.
+"""Allocation: which layer gets which bit width, for a number of bytes.
 
 A multiple-choice knapsack: each layer takes one of its options, an option has
 a size and a cost, costs add up. Solved exactly, up to the resolution of the
@@ -80,8 +80,9 @@ class Allocator:
 
     def _solve(self) -> list[np.ndarray]:
         """Return, layer by layer, the best option for each total so far."""
-        # Each layer's rounding can take a step; the surplus is part of the
-        # grid, so that the largest plan is on it.
+        # Sizes are rounded up, so that no plan on the grid takes more bytes
+        # than its place says. Each layer can add a step by that: without as
+        # many more, the largest plan would fall off the grid.
         self._size = self.largest // self._step + len(self.options) + 1
         best = np.zeros(self._size)
         tables = []
@@ -90,6 +91,8 @@ class Allocator:
             for row, option in zip(costs, choices):
                 steps = -(-option.num_bytes // self._step)
                 row[steps:] = best[: self._size - steps] + option.cost
+            # Only the choice is kept for each total; `allocate` walks the tables
+            # backwards from the last layer to find the plan.
             tables.append(costs.argmin(axis=0).astype(np.int16))
             best = costs.min(axis=0)
         self._best = best
@@ -120,7 +123,8 @@ class Allocator:
             )
         place = min(num_bytes // self._step, self._size - 1)
         if not np.isfinite(self._best[place]):
-            # Between the smallest plan and its rounded size.
+            # It fits, but its size rounded up does not: only the smallest plan
+            # is that small.
             return {name: o[0].bits for name, o in self.options.items()}
         chosen = {}
         for (name, choices), table in reversed(

@@ -1,18 +1,20 @@
-"""Units: the groups of layers that a search treats as one."""
+"""Blocks: the groups of layers that a search treats as one."""
 
 from collections.abc import Iterable
 
 from torch import nn
 
-__all__ = ["group_units"]
+__all__ = ["group_blocks"]
 
 
-def group_units(root: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
-    """Group layers into units.
+def group_blocks(
+    root: nn.Module, layers: Iterable[str]
+) -> dict[str, list[str]]:
+    """Group layers into blocks.
 
-    In the StableQuant paper a unit is a convolution of the feature extractor
+    In the StableQuant paper a block is a convolution of the feature extractor
     or a Transformer layer: an element of a ``ModuleList``. Layers outside any
-    list (projections, heads) are units by themselves.
+    list (projections, heads) are blocks by themselves.
 
     Arguments
     ---------
@@ -24,7 +26,7 @@ def group_units(root: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
     Returns
     -------
     dict
-        Layer names by unit name, in the order of the layers.
+        Layer names by block name, in the order of the layers.
 
     Example
     -------
@@ -35,16 +37,16 @@ def group_units(root: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
     ...         "head": nn.Linear(2, 2),
     ...     }
     ... )
-    >>> group_units(model, ["blocks.0.0", "blocks.0.1", "blocks.1.0", "head"])
+    >>> group_blocks(model, ["blocks.0.0", "blocks.0.1", "blocks.1.0", "head"])
     {'blocks.0': ['blocks.0.0', 'blocks.0.1'], 'blocks.1': ['blocks.1.0'], 'head': ['head']}
     """
-    units: dict[str, list[str]] = {}
+    blocks: dict[str, list[str]] = {}
     for name in layers:
-        units.setdefault(_unit_of(root, name), []).append(name)
-    return units
+        blocks.setdefault(_block_of(root, name), []).append(name)
+    return blocks
 
 
-def _unit_of(root: nn.Module, name: str) -> str:
+def _block_of(root: nn.Module, name: str) -> str:
     """Return the innermost list element around a layer, or the layer.
 
     An element that holds lists itself (a Res2Net block, a whole encoder) is

@@ -24,12 +24,12 @@ class SearchContext:
         The prepared float model.
     layers : list of str
         Layers to quantize.
-    units : dict
-        Layer names by unit.
+    blocks : dict
+        Layer names by block.
     statistics : dict
         What calibration saw.
     settings : Settings
-        The knobs.
+        The options.
     evaluator : Evaluator, optional
         Scores the model; None when there is no metric.
     journal : Journal
@@ -40,7 +40,7 @@ class SearchContext:
 
     conversion: Conversion
     layers: list[str]
-    units: dict[str, list[str]]
+    blocks: dict[str, list[str]]
     statistics: Statistics
     settings: Settings
     evaluator: Optional[Evaluator]
@@ -52,12 +52,12 @@ class SearchContext:
         name: str,
         observer: str,
         percentile: float = 100.0,
-        unit: Optional[str] = None,
+        block: Optional[str] = None,
         widths: Optional[tuple[int, int]] = None,
     ) -> LayerPlan:
         """Return the plan of a layer, its input ranges by a given rule."""
         settings = self.settings
-        weight_bits, activation_bits = widths or settings.layer_widths(name)
+        weight_bits, activation_bits = widths or settings.bit_widths(name)
         inputs = {}
         if activation_bits != 32:
             for slot, histogram in self.statistics.get(name, {}).items():
@@ -73,14 +73,14 @@ class SearchContext:
         return LayerPlan(
             weight=settings.weight_scheme(weight_bits),
             kind=kind_of(self.conversion.layer(name)),
-            unit=unit or self.unit_of(name),
+            unit=block or self.block_of(name),
             weight_observer=settings.weight_observer,
             inputs=inputs,
         )
 
-    def unit_of(self, layer: str) -> str:
-        """Return the unit that a layer belongs to."""
-        return next(u for u, names in self.units.items() if layer in names)
+    def block_of(self, layer: str) -> str:
+        """Return the block that a layer belongs to."""
+        return next(u for u, names in self.blocks.items() if layer in names)
 
 
 @dataclass

@@ -102,7 +102,8 @@ class OutputDistance:
         power = float(reference.square().sum())
         self.power += power
         if tensor.shape != reference.shape:
-            self.error += power  # a search that went another way
+            # Decoding went another way: as far off as no output at all.
+            self.error += power
         else:
             change = tensor.detach().double() - reference
             # nan and infinity are as bad as no output at all.

@@ -33,8 +33,10 @@ def fingerprint(*parts: Any) -> str:
 class Journal:
     """Results of a search by key, on disk line by line.
 
-    A journal of another search (other weights, data or options) is set aside,
-    never deleted. A last line that was cut off is ignored.
+    One line a result, flushed at once: an interrupted search loses at most the
+    line that it was writing, which is ignored when read. The first line names
+    the search; a journal of another one (other weights, data or options) is
+    set aside, never deleted.
 
     Arguments
     ---------
@@ -78,7 +80,8 @@ class Journal:
             if not ours:
                 os.replace(path, path.with_suffix(f".{_stamp(path)}.old"))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        # A line that an earlier process left unfinished must end here.
+        # A line that an interrupted process left unfinished would swallow the
+        # next entry: end it first. The empty entry is ignored when read.
         self._write({} if ours else {"search": self.identity}, newline=ours)
 
     def _write(self, entry: dict, newline: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""``method: mixed_precision``: widths layer by layer, under a budget.
+"""``method: mixed_precision``: bit widths layer by layer, under a budget.
 
-1. Each layer is quantized alone to each candidate width (`sensitivity`).
+1. Each layer is quantized alone to each candidate bit width (`sensitivity`).
 2. Distances of the output add up well enough to rank plans: for a row of
    sizes, dynamic programming finds the plan of least total distance
    (`allocation`).
@@ -8,8 +8,8 @@
    includes how layers interact. They are the Pareto front.
 4. With ``max_drop`` the gap between the smallest plan within the budget and
    the next smaller one is halved a few times, then the latter is repaired:
-   its most costly layers are given the next width one at a time, and those
-   that gain most are combined. With ``target_size`` plans of that size that
+   its most costly layers are given the next bit width one at a time, and
+   those that gain most are combined. With ``target_size`` plans of that size that
    differ in how distances are weighed are measured, and repaired likewise.
 
 The ECAPA-TDNN framework (https://arxiv.org/abs/2407.08991) is this with
@@ -36,8 +36,8 @@ from speechbrain_stablequant.methods.search.runner import CandidateRunner
 from speechbrain_stablequant.methods.search.sensitivity import (
     LayerOption,
     ModelSizes,
-    layer_units,
     measure_layers,
+    outermost_layers,
     sensitivity_rows,
 )
 from speechbrain_stablequant.metrics.metric import Metric
@@ -49,13 +49,13 @@ logger = get_logger(__name__)
 _ROUNDS = 2  # of closing in on the budget between two sizes
 _BETWEEN = 2  # sizes measured in each
 _SUSPECTS = 4  # layers that repair looks at
-_TIE = 0.01  # weight of the distance beside the metric
+_TIE = 0.01  # weight of the distance where the metric decides
 
 Choice = dict[str, str]
 
 
 def search_mixed_precision(context: SearchContext) -> SearchResult:
-    """Find the widths of all layers under a budget.
+    """Find the bit widths of all layers under a budget.
 
     Arguments
     ---------
@@ -106,7 +106,7 @@ def _check(context: SearchContext) -> None:
         ):
             if asked:
                 raise KnobError(
-                    f"{knob} needs a metric, and here is none: use "
+                    f"{knob} needs a metric, and there is none here: use "
                     "target_size with ranking: distance."
                 )
 
@@ -370,8 +370,8 @@ class _Search:
 
 
 def _by_layer(context: SearchContext) -> SearchContext:
-    """Return the context with each layer as a unit of its own."""
-    units: dict[str, list[str]] = {}
-    for name, outer in layer_units(context.layers).items():
-        units.setdefault(outer, []).append(name)
-    return dataclasses.replace(context, units=units)
+    """Return the context with each layer as a block of its own."""
+    blocks: dict[str, list[str]] = {}
+    for name, outer in outermost_layers(context.layers).items():
+        blocks.setdefault(outer, []).append(name)
+    return dataclasses.replace(context, blocks=blocks)

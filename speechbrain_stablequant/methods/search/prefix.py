@@ -1,8 +1,8 @@
-"""Reuse what comes before the quantized unit.
+"""Reuse what comes before the quantized block.
 
-While one unit is quantized and the rest is float, everything that runs before
-that unit's first call gives what it gave in the float pass. A `PrefixCache`
-keeps the units' outputs of one float pass and replays them.
+While one block is quantized and the rest is float, everything that runs before
+that block's first call gives what it gave in the float pass. A `PrefixCache`
+keeps the blocks' outputs of one float pass and replays them.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ __all__ = ["PrefixCache"]
 
 
 class _Call(NamedTuple):
-    unit: str
+    block: str
     output: Any
     versions: tuple
     seconds: float
@@ -36,6 +36,11 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _versions(value: Any) -> tuple:
+    """Return how often each tensor was changed in place, as autograd counts.
+
+    Comparing it with an earlier count tells whether a kept output still has
+    its values, at no cost; inference tensors are not counted.
+    """
     return tuple(t._version for t in _tensors(value) if not t.is_inference())
 
 
@@ -51,17 +56,17 @@ def _is_plain(value: Any) -> bool:
 
 
 class PrefixCache:
-    """Record and replay the outputs of units, one batch at a time.
+    """Record and replay the outputs of blocks, one batch at a time.
 
     An output that does not fit, or that a later module changes in place, is
-    not kept, nor is that of a unit that changes its own inputs: the unit is
+    not kept, nor is that of a block that changes its own inputs: the block is
     then computed again, which is always right.
 
     Arguments
     ---------
     root : torch.nn.Module
         The model.
-    units : iterable of str
+    blocks : iterable of str
         Names of modules, none inside another.
     num_bytes : int
         Memory for outputs.
@@ -79,22 +84,22 @@ class PrefixCache:
     True
     """
 
-    def __init__(self, root: nn.Module, units, num_bytes: int = 1 << 31):
-        self.root, self.units, self.num_bytes = root, list(units), num_bytes
+    def __init__(self, root: nn.Module, blocks, num_bytes: int = 1 << 31):
+        self.root, self.blocks, self.num_bytes = root, list(blocks), num_bytes
         self._mode = "off"
         self._calls: list[_Call] = []
         self._previous: dict = {}
         self._index = self._stop = self._used = 0
 
     def __enter__(self) -> "PrefixCache":
-        for name in self.units:
+        for name in self.blocks:
             module = self.root.get_submodule(name)
             self._previous[name] = module.__dict__.get("forward")
             module.__dict__["forward"] = self._wrap(name, module)
         return self
 
     def __exit__(self, *exc_info) -> None:
-        for name in self.units:
+        for name in self.blocks:
             attributes = self.root.get_submodule(name).__dict__
             attributes.pop("forward", None)
             if self._previous[name] is not None:
@@ -154,7 +159,7 @@ class PrefixCache:
 
     @contextlib.contextmanager
     def replay(self, before: Optional[str]) -> Iterator[None]:
-        """Replay what ran before a unit's first call, then compute.
+        """Replay what ran before a block's first call, then compute.
 
         With None, everything is computed.
         """
@@ -166,9 +171,9 @@ class PrefixCache:
             self._mode = "off"
             self._drop_changed()
 
-    def _first_call(self, unit: Optional[str]) -> int:
+    def _first_call(self, block: Optional[str]) -> int:
         for index, call in enumerate(self._calls):
-            if call.unit == unit:
+            if call.block == block:
                 return index
         # Never called as a module; somebody may read its weights all the same.
         return 0
@@ -176,7 +181,7 @@ class PrefixCache:
     def live_fraction(self, before: Optional[str]) -> float:
         """Return the share of a forward pass that a replay has to compute.
 
-        Measured on the recorded pass, over the time spent inside units.
+        Measured on the recorded pass, over the time spent inside blocks.
         """
         total = sum(call.seconds for call in self._calls)
         stop = self._first_call(before)

@@ -28,15 +28,15 @@ class Candidate:
     Arguments
     ---------
     name : str
-        Key in the journal; says which unit and which rule.
-    unit : str, optional
-        The unit concerned; None when all of the model is quantized.
+        Key in the journal; says which block and which rule.
+    block : str, optional
+        The block concerned; None when all of the model is quantized.
     layers : dict
         `LayerPlan` by layer name.
     """
 
     name: str
-    unit: Optional[str]
+    block: Optional[str]
     layers: Mapping[str, LayerPlan]
 
 
@@ -51,7 +51,7 @@ class Cost:
     forward_passes : float
         The same in passes over the search set, had nothing been reused.
     computed_passes : float
-        Passes really computed, after reuse of what precedes a unit.
+        Passes really computed, after reuse of what precedes a block.
     resumed : int
         Evaluations taken from the journal of an earlier, interrupted search.
     """
@@ -67,7 +67,7 @@ class CandidateRunner:
     """Runs candidates over batches: the batch outside, candidates inside.
 
     In that order the float pass over a batch is done once and each candidate
-    only computes what follows its unit. Under ``torch.distributed`` the
+    only computes what follows its block. Under ``torch.distributed`` the
     candidates are dealt out to the ranks and all ranks see all results.
 
     Arguments
@@ -105,6 +105,8 @@ class CandidateRunner:
         """
         journal = self.context.journal
         rank, size = distributed.rank(), distributed.world_size()
+        # Dealt out in turns: neighbours cost about the same, since they share
+        # what precedes their block.
         mine = candidates[rank::size]
         todo = {
             index: [c for c in mine if journal.get(_key(c.name, index)) is None]
@@ -158,14 +160,14 @@ class CandidateRunner:
         context, evaluator = self.context, self.context.evaluator
         batches = evaluator.num_batches
         known = context.journal.get(_key(FLOAT, index)) is not None
-        reusable = any(c.unit is not None for c in candidates)
+        reusable = any(c.block is not None for c in candidates)
         reusable = reusable or (self.distances and candidates)
-        units = list(context.units)
+        blocks = list(context.blocks)
         with (
             torch.no_grad(),
             PrefixCache(
                 context.conversion.root,
-                units,
+                blocks,
                 context.settings.search_num_bytes,
             ) as cache,
             OutputDistance(
@@ -185,7 +187,7 @@ class CandidateRunner:
                 if self.distances:
                     self._put_distance(candidate.name, index, distance)
                 context.journal.put(_key(candidate.name, index), items)
-                live = cache.live_fraction(candidate.unit)
+                live = cache.live_fraction(candidate.block)
                 self._count(1 / batches, live)
                 bar.update()
 
@@ -195,7 +197,7 @@ class CandidateRunner:
             conversion.set(name, plan)
         conversion.quantize(candidate.layers)
         try:
-            with cache.replay(before=candidate.unit):
+            with cache.replay(before=candidate.block):
                 return self.context.evaluator.evaluate(batch)
         finally:
             conversion.dequantize(candidate.layers)

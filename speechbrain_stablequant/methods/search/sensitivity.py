@@ -1,9 +1,9 @@
-"""Sensitivity: what each width of each layer costs, alone.
+"""Sensitivity: what each bit width of each layer costs, alone.
 
 One layer is quantized at a time and the rest stays float. What is seen is how
 far the model's output moves, how the metric changes, and how many bytes that
 saves: the analysis of the ECAPA-TDNN framework (Hong, Chung, Kang, 2024,
-https://arxiv.org/abs/2407.08991), for any model, width and metric.
+https://arxiv.org/abs/2407.08991), for any model, bit width and metric.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ from speechbrain_stablequant.metrics.metric import Interval
 __all__ = [
     "LayerOption",
     "ModelSizes",
-    "layer_units",
+    "outermost_layers",
     "measure_layers",
     "sensitivity_rows",
 ]
 
 _ENTRY = 100  # bytes of a tensor's entry in the header of a file, about
-_SAMPLES = 200  # of the bootstrap; there are many layers and widths
+_SAMPLES = 200  # of the bootstrap; there are many layers and bit widths
 _WORTH_FLOAT_INPUTS = 4.0  # times what float inputs gain in most layers
 
 
 @dataclass(frozen=True)
 class LayerOption:
-    """A width that a layer may get, and what it does.
+    """A bit width that a layer may get, and what it does.
 
     Arguments
     ---------
@@ -65,7 +65,7 @@ class LayerOption:
 
 
 class ModelSizes:
-    """Sizes in a checkpoint: of all, and of each layer at any width.
+    """Sizes in a checkpoint: of all, and of each layer at any bit width.
 
     Arguments
     ---------
@@ -97,20 +97,20 @@ class ModelSizes:
         )
 
 
-def layer_units(layers: list[str]) -> dict[str, str]:
+def outermost_layers(layers: list[str]) -> dict[str, str]:
     """Return for each layer the outermost layer that it lies in.
 
     Example
     -------
-    >>> layer_units(["a", "a.inner", "b"])
+    >>> outermost_layers(["a", "a.inner", "b"])
     {'a': 'a', 'a.inner': 'a', 'b': 'b'}
     """
-    known, units = set(layers), {}
+    known, blocks = set(layers), {}
     for name in layers:
         parts = name.split(".")
         prefixes = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-        units[name] = next(p for p in prefixes if p in known)
-    return units
+        blocks[name] = next(p for p in prefixes if p in known)
+    return blocks
 
 
 def measure_layers(
@@ -119,7 +119,7 @@ def measure_layers(
     sizes: ModelSizes,
     indices: list[int],
 ) -> dict[str, list[LayerOption]]:
-    """Quantize one layer at a time to each candidate width.
+    """Quantize one layer at a time to each candidate bit width.
 
     Arguments
     ---------
@@ -136,12 +136,12 @@ def measure_layers(
     -------
     dict
         By layer, its options. A layer that the output does not depend on has
-        one option only, the widths of the settings.
+        one option only, the bit widths of the settings.
     """
     options = {name: _options(context, sizes, name) for name in context.layers}
-    units = layer_units(context.layers)
+    blocks = outermost_layers(context.layers)
     candidates = [
-        Candidate(_key(o), units[o.layer], {o.layer: o.plan})
+        Candidate(_key(o), blocks[o.layer], {o.layer: o.plan})
         for choices in options.values()
         for o in choices
         if o.plan is not None
@@ -202,7 +202,7 @@ def _sensible(context, sizes, choices) -> list[LayerOption]:
     quantized = [o for o in choices if o.plan is not None]
     if quantized and all(o.distance == 0 for o in quantized):
         # Validation never uses it, so that nothing can be said about it.
-        weights, activations = widths = context.settings.layer_widths(name)
+        weights, activations = widths = context.settings.bit_widths(name)
         bits = f"W{weights}" + (f"A{activations}" if activations != 32 else "")
         return [_option(context, sizes, name, bits, widths)]
     return choices
@@ -253,7 +253,7 @@ def _gain(option: LayerOption, choices) -> Optional[float]:
 def sensitivity_rows(
     conversion: Conversion, options: dict[str, list[LayerOption]]
 ) -> list[dict]:
-    """Return the table as plain data, a row for each layer and width."""
+    """Return the table as plain data, a row for each layer and bit width."""
     sizes = ModelSizes(conversion)
     rows = []
     for name, choices in options.items():

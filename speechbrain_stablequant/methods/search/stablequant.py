@@ -3,18 +3,18 @@
 The four steps of StableQuant (Hong, Han, Chung, Kang, ICASSP 2025,
 https://arxiv.org/abs/2504.14915):
 
-1. calibrate with ``max``, quantize one unit at a time and flag those that
+1. calibrate with ``max``, quantize one block at a time and flag those that
    raise the metric by more than a threshold;
-2. for flagged units only, search the percentile at which the histograms of
+2. for flagged blocks only, search the percentile at which the histograms of
    their inputs are cut;
 3. choose every scale by mean squared error on the (cut) histogram (ours, with
    ``observer: entropy``: by Kullback-Leibler divergence, which does better
    with 4-bit inputs);
-4. quantize all units.
+4. quantize all blocks.
 
 Where the paper is silent: the metric is that of the validation set; a cut-off
 is tried as it will be used, with step 3 applied; equal metrics are decided by
-the squared error of the unit's inputs. To save time, candidates are scored on
+the squared error of the block's inputs. To save time, candidates are scored on
 a subset first; only those that the subset cannot decide see the rest. Where
 the lowest cut-off of the grid is the best, lower ones are tried: 4-bit inputs
 need that.
@@ -41,7 +41,7 @@ from speechbrain_stablequant.metrics.metric import Interval
 __all__ = ["search_stablequant"]
 
 _LOWER = (97.0, 95.0, 92.0, 90.0, 85.0, 80.0)  # percent, below the usual grid
-_FINALISTS = 3  # cut-offs of a unit that see all of the search set
+_FINALISTS = 3  # cut-offs of a block that see all of the search set
 _CONFIDENCE = 0.99  # needed of a subset to decide without the rest
 
 
@@ -56,7 +56,7 @@ def search_stablequant(context: SearchContext) -> SearchResult:
     Returns
     -------
     SearchResult
-        The plan, and a report with the sensitivity of each unit, the cut-offs
+        The plan, and a report with the sensitivity of each block, the cut-offs
         tried, what is clipped and what the search cost.
 
     Raises
@@ -77,10 +77,10 @@ def search_stablequant(context: SearchContext) -> SearchResult:
         name: context.layer_plan(
             name,
             context.settings.observer,
-            percentiles.get(unit, {}).get("chosen", 100.0),
-            unit,
+            percentiles.get(block, {}).get("chosen", 100.0),
+            block,
         )
-        for unit, names in context.units.items()
+        for block, names in context.blocks.items()
         for name in names
     }
     plan = QuantizationPlan(layers, method="stablequant")
@@ -106,10 +106,10 @@ class _Search:
         self.subset = list(range(first))
         self.rest = list(range(first, count))
 
-    def _layers(self, unit: str, observer: str, percentile: float):
+    def _layers(self, block: str, observer: str, percentile: float):
         return {
-            name: self.context.layer_plan(name, observer, percentile, unit)
-            for name in self.context.units[unit]
+            name: self.context.layer_plan(name, observer, percentile, block)
+            for name in self.context.blocks[block]
         }
 
     def _change(self, items, name: str, confidence: float = 0.95) -> Interval:
@@ -123,41 +123,41 @@ class _Search:
     # -- step 1 ------------------------------------------------------------------
 
     def sensitivity(self) -> dict[str, dict]:
-        """Quantize one unit at a time with ``max`` and flag the bad ones."""
+        """Quantize one block at a time with ``max`` and flag the bad ones."""
         threshold = self.context.settings.flag_threshold
         candidates = {
-            unit: Candidate(
-                f"max {unit}", unit, self._layers(unit, "max", 100.0)
+            block: Candidate(
+                f"max {block}", block, self._layers(block, "max", 100.0)
             )
-            for unit in self.context.units
+            for block in self.context.blocks
         }
         items = self.runner.run(
             "Sensitivity, subset", list(candidates.values()), self.subset
         )
-        open_units = []
-        for unit, candidate in candidates.items():
+        undecided = []
+        for block, candidate in candidates.items():
             change = self._change(items, candidate.name, _CONFIDENCE)
             if change.low <= threshold <= change.high:
-                open_units.append(unit)
-        if self.rest and open_units:
+                undecided.append(block)
+        if self.rest and undecided:
             more = self.runner.run(
                 "Sensitivity, rest",
-                [candidates[u] for u in open_units],
+                [candidates[u] for u in undecided],
                 self.rest,
             )
         rows = {}
-        for unit, candidate in candidates.items():
+        for block, candidate in candidates.items():
             seen, scored_on = items, "subset"
-            if unit in open_units:
+            if block in undecided:
                 scored_on = "all"
                 if self.rest:
                     both = (FLOAT, candidate.name)
                     seen = {name: items[name] + more[name] for name in both}
             change = self._change(seen, candidate.name)
-            rows[unit] = {
+            rows[block] = {
                 **change.to_dict(),
                 "scored_on": scored_on,
-                # Written so that a metric of nan flags the unit as well.
+                # Written so that a metric of nan flags the block as well.
                 "flagged": not change.difference <= threshold,
             }
         return rows
@@ -165,58 +165,58 @@ class _Search:
     # -- steps 2 and 3 -----------------------------------------------------------
 
     def percentiles(self, flagged: list[str]) -> dict[str, dict]:
-        """Search the cut-off of each flagged unit."""
+        """Search the cut-off of each flagged block."""
         grid = sorted(set(self.context.settings.percentiles) | {100.0})
-        tries = {unit: self._cuts(unit, grid) for unit in flagged}
+        tries = {block: self._cuts(block, grid) for block in flagged}
         if not tries:
             return {}
         items = self._score("Cut-offs, subset", tries, self.subset)
         self._extend(tries, items)
         finalists = {}
-        for unit, cuts in tries.items():
+        for block, cuts in tries.items():
             order = self._ranked(cuts, items)
             order = order[:_FINALISTS] if self.rest else order
-            finalists[unit] = {p: cuts[p] for p in order}
+            finalists[block] = {p: cuts[p] for p in order}
         if self.rest:
             more = self._score("Cut-offs, rest", finalists, self.rest)
             items = {name: items[name] + more[name] for name in more}
         return {
-            unit: {
+            block: {
                 "chosen": self._ranked(cuts, items)[0],
-                "tried": sorted(tries[unit]),
+                "tried": sorted(tries[block]),
                 "confirmed": {
                     str(p): self._change(items, cut.name).to_dict()
                     for p, cut in cuts.items()
                 },
             }
-            for unit, cuts in finalists.items()
+            for block, cuts in finalists.items()
         }
 
     def _extend(self, tries, items) -> None:
-        """Go below the grid for units whose lowest cut-off is the best."""
+        """Go below the grid for blocks whose lowest cut-off is the best."""
         for percentile in _LOWER:
             at_edge = {
-                unit: self._cuts(unit, [percentile])
-                for unit, cuts in tries.items()
+                block: self._cuts(block, [percentile])
+                for block, cuts in tries.items()
                 if percentile < min(cuts) == self._ranked(cuts, items)[0]
             }
             if at_edge:
                 title = f"Cut-offs, {percentile:g} %"
                 items.update(self._score(title, at_edge, self.subset))
-            for unit, cuts in at_edge.items():
-                tries[unit].update(cuts)
+            for block, cuts in at_edge.items():
+                tries[block].update(cuts)
 
     def _score(self, title: str, tries: dict[str, dict], indices: list[int]):
-        """Score the cut-offs of several units on some batches."""
+        """Score the cut-offs of several blocks on some batches."""
         candidates = [cut for cuts in tries.values() for cut in cuts.values()]
         return self.runner.run(title, candidates, indices)
 
-    def _cuts(self, unit: str, grid: list[float]) -> dict[float, Candidate]:
+    def _cuts(self, block: str, grid: list[float]) -> dict[float, Candidate]:
         """Return a candidate for each cut-off that leads to other ranges."""
         cuts, seen = {}, set()
         for percentile in reversed(grid):
             layers = self._layers(
-                unit, self.context.settings.observer, percentile
+                block, self.context.settings.observer, percentile
             )
             ranges = tuple(
                 (name, slot, plan.low, plan.high)
@@ -225,8 +225,8 @@ class _Search:
             )
             if ranges not in seen:
                 seen.add(ranges)
-                name = f"cut {percentile} {unit}"
-                cuts[percentile] = Candidate(name, unit, layers)
+                name = f"cut {percentile} {block}"
+                cuts[percentile] = Candidate(name, block, layers)
         return cuts
 
     def _ranked(self, by_percentile, items) -> list[float]:

@@ -27,7 +27,7 @@ class TrainingProgress:
     step : int
         Batches seen.
     stage : int
-        Which of the widths is in use.
+        Which of the bit widths is in use.
     """
 
     def __init__(self):
@@ -50,10 +50,10 @@ class TrainingProgress:
 
 
 class TrainingCheckpointer(Checkpointer):
-    """A checkpointer that forgets the checkpoints of wider stages.
+    """A checkpointer that deletes the checkpoints of earlier stages.
 
-    A recipe keeps the checkpoint with the best metric; with more bits the
-    metric was better, but that is not the model that is wanted.
+    A recipe keeps the checkpoint with the best metric. An earlier stage, with
+    more bits, scores better, but is not the model that is wanted.
     """
 
     progress: TrainingProgress

@@ -91,7 +91,7 @@ def find_output(
         names = [name for name, _ in root.named_modules() if name]
         if wanted not in names:
             raise KnobError(
-                f"training: output_layer '{wanted}' is no module."
+                f"training: output_layer: the model has no module '{wanted}'."
                 + nearest(wanted, names)
             )
         return wanted
@@ -103,9 +103,11 @@ def find_output(
 
 @contextlib.contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Go back to the random numbers from before when the block ends.
+    """Restore the states of all random generators when the block ends.
 
-    Augmentation and dropout outside the model then do the same again.
+    The recipe's forward runs twice a batch, for the teacher and for the model
+    in training; augmentation must be the same in both, or their outputs could
+    not be compared.
     """
     python, numpy = random.getstate(), np.random.get_state()
     cuda = torch.cuda.is_initialized()
@@ -124,7 +126,7 @@ class Teacher:
     root : torch.nn.Module
         The model, in float as it is to be imitated, or in training already.
     settings : TrainingSettings
-        The knobs.
+        The options.
     """
 
     def __init__(self, root: nn.Module, settings: TrainingSettings):
@@ -173,6 +175,11 @@ class Teacher:
         return self._recorded(self._own)
 
     def _swap(self) -> None:
+        """Exchange the values in the modules with those that are kept.
+
+        By ``data``: the ``Parameter`` objects stay, and with them what an
+        optimizer holds of them.
+        """
         for i, (tensor, value) in enumerate(self._values):
             self._values[i] = (tensor, tensor.data)
             tensor.data = value

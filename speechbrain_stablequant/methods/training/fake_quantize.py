@@ -92,13 +92,16 @@ class _LearnedStep(torch.autograd.Function):
         levels = levels.to(torch.float32)
         gradient, real = gradient.to(torch.float32), x.to(torch.float32)
         offset = 0 if zero_point is None else zero_point
-        # Half a step beyond the last level a value saturates.
+        # Rounding still reaches the last level from half a step beyond it; what
+        # lies further out saturates, and no change of it changes the output.
         margin = scheme.level_step / 2
         low = (scheme.qmin - offset - margin) * step
         high = (scheme.qmax - offset + margin) * step
         x_gradient = gradient * ((real >= low) & (real <= high))
         # d(step * q) / d(log step) = step * q - x inside, step * q beyond.
         if step.numel() == 1:
+            # The usual case of an input: two dot products need no tensor of
+            # its size, of which activations have many values.
             total = torch.dot(gradient.flatten(), levels.flatten())
             total -= torch.dot(x_gradient.flatten(), real.flatten())
             step_gradient = total.reshape(step.shape)

@@ -12,7 +12,7 @@ __all__ = ["with_first_last"]
 
 
 def with_first_last(root: nn.Module, settings: Settings) -> Settings:
-    """Return settings in which the first and the last layer have their widths.
+    """Return settings with the bit widths of the first and last layer.
 
     Input and output of a network suffer most from few bits and hold little of
     it. Layers of repeated blocks are neither; a pattern of ``layer_bits`` that
@@ -38,5 +38,8 @@ def with_first_last(root: nn.Module, settings: Settings) -> Settings:
 
 
 def _literal(name: str) -> str:
-    """Return a pattern that matches a name and nothing else."""
+    """Return a pattern that matches a name and nothing else.
+
+    Of the wildcards only ``[`` can occur in names (of registered dictionaries).
+    """
     return name.replace("[", "[[]")

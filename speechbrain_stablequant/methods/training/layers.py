@@ -21,6 +21,7 @@ from speechbrain_stablequant.core.numerics import (
 )
 from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
 from speechbrain_stablequant.layers import QuantizedModule, quantized_class
+from speechbrain_stablequant.layers.base import forget_bound_forward
 from speechbrain_stablequant.methods.training.fake_quantize import (
     fake_quantize_learned,
     step_gradient_scale,
@@ -139,9 +140,7 @@ def make_trainable(module: nn.Module, plan: LayerPlan) -> None:
     module._input_schemes = {}
     module._weight_cache = None
     module.__class__ = _trainable_class(cls)
-    forward = module.__dict__.get("forward")
-    if getattr(forward, "__self__", None) is module:
-        del module.__dict__["forward"]  # the float class's own
+    forget_bound_forward(module)
     set_weight_scheme(module, plan)
     _set_inputs(module, plan)
 
@@ -165,7 +164,7 @@ def _set_inputs(module: nn.Module, plan: LayerPlan) -> None:
 def set_weight_scheme(
     module: nn.Module, plan: LayerPlan, keep_steps: bool = False
 ) -> None:
-    """Set the width of the weights of a layer in training.
+    """Set the bit width of the weights of a layer in training.
 
     Step sizes are changed in place: the optimizer goes on with them.
 
@@ -176,7 +175,7 @@ def set_weight_scheme(
     plan : LayerPlan
         The scheme, and the rule for the scales to start from.
     keep_steps : bool
-        Leave the step sizes: they belong to this width already.
+        Leave the step sizes: they belong to this bit width already.
     """
     for name in module._weight_shapes:
         module._weight_schemes[name] = plan.weight
@@ -196,7 +195,7 @@ def _set_step(module: nn.Module, name: str, value: torch.Tensor) -> None:
     if key in module._parameters:
         module._parameters[key].data.copy_(value)
         return
-    # Where a recipe freezes the weights, the steps stay as well.
+    # Where a recipe freezes the weights, the steps are frozen as well.
     weights = [module._parameters[n] for n in module._weight_shapes]
     trained = any(weight.requires_grad for weight in weights)
     step = nn.Parameter(value.clone(), requires_grad=trained)

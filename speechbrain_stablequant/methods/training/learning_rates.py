@@ -19,7 +19,7 @@ class Rates:
     Arguments
     ---------
     settings : TrainingSettings
-        The knobs.
+        The options.
     """
 
     def __init__(self, settings: TrainingSettings):

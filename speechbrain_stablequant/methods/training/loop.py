@@ -26,7 +26,7 @@ from speechbrain_stablequant.errors import (
     StableQuantError,
 )
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.layers.modules import roof
+from speechbrain_stablequant.layers.modules import as_module_dict
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.methods.training.checkpoints import (
     TrainingProgress,
@@ -54,9 +54,9 @@ class TrainingLoop:
     conversion : Conversion
         Its modules, in float.
     plan : QuantizationPlan
-        Widths, and ranges of inputs to start from.
+        Bit widths, and ranges of inputs to start from.
     settings : Settings
-        The knobs.
+        The options.
     folder : Path
         Where the checkpoints of the training go.
     """
@@ -114,10 +114,10 @@ class TrainingLoop:
                 "training: task_weight is 0, and no blocks or output layer "
                 "were found to distil from: name them in hidden_layers."
             )
-        # A limit on steps, and a warm-up, were about the float training.
+        # A limit on steps and a count for warm-up belong to the float training.
         brain.step, brain.avg_train_loss = 0, 0.0
         brain.optimizer_step_limit = None
-        with self._hung_in(), frozen_but(brain, self.root):
+        with self._patched_brain(), frozen_but(brain, self.root):
             loader = self._loader(call)
             self._announce()
             arguments = {k: v for k, v in call.items() if k != "self"}
@@ -146,7 +146,7 @@ class TrainingLoop:
         return loader
 
     def _announce(self) -> None:
-        widths = sorted({tuple(w) for w in self.stages.widths.values()})
+        widths = sorted({tuple(w) for w in self.stages.bit_widths.values()})
         logger.info(
             "Quantization-aware training: %d layers, of which %d learn, "
             "%d epochs of %d steps, weight bits %s, distillation from %d "
@@ -161,11 +161,13 @@ class TrainingLoop:
         )
 
     @contextlib.contextmanager
-    def _hung_in(self) -> Iterator[None]:
-        """Put our functions in front of the Brain's, on the instance.
+    def _patched_brain(self) -> Iterator[None]:
+        """Wrap methods of the Brain, on the instance, and its checkpointers.
 
-        `preserved` takes them off again, and `unchanged` brings wrappers of
-        modules back: ``fit`` wraps them anew, with what is trained now.
+        The caller undoes the wrapping: `preserved` restores the attributes of
+        the Brain, and `unchanged` its modules. DDP wrappers are taken off
+        because ``fit`` wraps the modules anew, and must see the parameters
+        that are trained now.
         """
         brain = self.brain
         wrapped = {
@@ -176,7 +178,7 @@ class TrainingLoop:
         }
         for name, wrapper in wrapped.items():
             setattr(brain, name, _bound(wrapper, getattr(brain, name)))
-        for name, module in roof(dict(brain.modules)).items():
+        for name, module in as_module_dict(dict(brain.modules)).items():
             brain.modules[name] = module
         hparams = vars(brain.hparams)
         swapped = {
@@ -217,13 +219,14 @@ class TrainingLoop:
             self.stages.enter(self.progress.stage, keep_steps=True)
 
     def _forward(self, forward, *args, **kwargs):
-        """Run the recipe's forward; in training, before it the float model."""
+        """Run the recipe's forward; in training, the float model's first."""
         given = (*args, *kwargs.values())
         self._trains = sb.Stage.TRAIN in given
         self._follow()
         if not self._trains:
             return forward(*args, **kwargs)
-        settle(self.brain, self.root)
+        # At each call: ``fit`` puts all modules into training mode again.
+        freeze_running_stats(self.brain, self.root)
         if not self.teacher.compares:
             return forward(*args, **kwargs)
         with same_random_numbers(), self.teacher.teaching():
@@ -325,7 +328,7 @@ def frozen_but(brain: sb.Brain, root: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(value)
 
 
-def settle(brain: sb.Brain, root: nn.Module) -> None:
+def freeze_running_stats(brain: sb.Brain, root: nn.Module) -> None:
     """Keep statistics outside of a root from being updated.
 
     Arguments

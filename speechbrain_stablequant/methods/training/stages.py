@@ -1,4 +1,4 @@
-"""The layers of a plan in training, and the widths that they pass through."""
+"""The layers of a plan in training, and the bit widths they pass through."""
 
 import dataclasses
 
@@ -24,10 +24,10 @@ class Stages:
     conversion : Conversion
         The modules, in float.
     plan : QuantizationPlan
-        Widths to end with, and ranges of inputs to start from. Layers whose
+        Bit widths to end with, and ranges of inputs to start from. Layers whose
         weights are 16-bit floats in it are not trained.
     settings : Settings
-        The knobs.
+        The options.
     """
 
     def __init__(
@@ -45,12 +45,13 @@ class Stages:
         }
         knobs = settings.training_settings
         found = {
-            name: knobs.widths(layer.weight.bits)
+            name: knobs.bit_widths(layer.weight.bits)
             for name, layer in self.layers.items()
         }
         self.count = max(map(len, found.values()), default=1)
-        # Who has fewer widths waits at the first of them.
-        self.widths = {
+        # Layers with fewer stages keep their first bit width until the others
+        # have come down to it, so that all layers end together.
+        self.bit_widths = {
             name: [widths[0]] * (self.count - len(widths)) + widths
             for name, widths in found.items()
         }
@@ -58,7 +59,7 @@ class Stages:
 
     @property
     def last(self) -> int:
-        """The stage at which all layers have the widths of the plan."""
+        """The stage at which all layers have the bit widths of the plan."""
         return self.count - 1
 
     def prepare(self) -> None:
@@ -71,14 +72,14 @@ class Stages:
 
     def _at(self, name: str, stage: int) -> LayerPlan:
         """Return the plan of a layer at a stage."""
-        plan, bits = self.layers[name], self.widths[name][stage]
+        plan, bits = self.layers[name], self.bit_widths[name][stage]
         if bits == plan.weight.bits:
             return plan
         scheme = self.settings.weight_scheme(bits)
         return dataclasses.replace(plan, weight=scheme)
 
     def enter(self, stage: int, keep_steps: bool = False) -> None:
-        """Set the widths of a stage.
+        """Set the bit widths of a stage.
 
         Arguments
         ---------
@@ -96,8 +97,8 @@ class Stages:
         self.current = stage
 
     def bits(self) -> list[int]:
-        """Return the widths of weights that are in use now."""
-        return sorted({w[self.current] for w in self.widths.values()})
+        """Return the bit widths of weights that are in use now."""
+        return sorted({w[self.current] for w in self.bit_widths.values()})
 
     def num_learning(self) -> int:
         """Return how many layers have something to learn."""

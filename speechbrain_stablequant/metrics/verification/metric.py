@@ -8,15 +8,18 @@ from typing import Optional
 
 import numpy as np
 
-from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.core.options import check_choice
+from speechbrain_stablequant.errors import KnobError, StableQuantError
 from speechbrain_stablequant.metrics.metric import (
     Interval,
     Item,
     Metric,
     RateInterval,
 )
-from speechbrain_stablequant.metrics.verification.backend import CosineBackend
-from speechbrain_stablequant.metrics.verification.rates import SortedTrials
+from speechbrain_stablequant.metrics.verification.cosine import CosineBackend
+from speechbrain_stablequant.metrics.verification.error_rates import (
+    SortedTrials,
+)
 from speechbrain_stablequant.metrics.verification.trials import (
     Pairs,
     canonical_id,
@@ -92,15 +95,12 @@ class VerificationMetric(Metric):
     0.0
     """
 
-    backend: Optional[CosineBackend] = None
+    # Fields after those with defaults need one; `__post_init__` refuses it.
+    backend: CosineBackend = None  # type: ignore[assignment]
     rate: str = "EER"
 
     def __post_init__(self):
-        if self.rate not in _RATES:
-            raise KnobError(
-                f"Error rate '{self.rate}' is unknown."
-                + nearest(self.rate, _RATES)
-            )
+        check_choice("Error rate", self.rate, _RATES)
         if not isinstance(self.backend, CosineBackend):
             raise KnobError("A VerificationMetric needs a backend.")
 
@@ -239,7 +239,7 @@ class VerificationMetric(Metric):
             return keys, pairs, None
         embeddings = _decode(keys, [vectors[key] for key in keys])
         if not np.isfinite(embeddings).all():
-            return keys, pairs, None  # a candidate of a search went wrong
+            return keys, pairs, None  # a candidate that broke the model
         pairs, scores = self.backend.score(keys, embeddings)
         return keys, pairs, SortedTrials(scores, pairs.target)
 
@@ -278,7 +278,7 @@ def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def _decode(keys: tuple[str, ...], vectors: list[str]) -> np.ndarray:
-    rows = []
+    rows: list[np.ndarray] = []
     for key, vector in zip(keys, vectors):
         try:
             row = np.frombuffer(base64.b64decode(vector, validate=True), "<f4")

@@ -7,17 +7,21 @@ import numpy as np
 import torch
 from speechbrain.utils.metric_stats import MetricStats
 
-from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.core.options import check_choice
+from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.metric import Item, Metric
-from speechbrain_stablequant.metrics.verification.backend import (
+from speechbrain_stablequant.metrics.verification.cosine import (
     CosineBackend,
     check_score_norm,
+)
+from speechbrain_stablequant.metrics.verification.error_rates import (
+    eer,
+    min_dcf,
 )
 from speechbrain_stablequant.metrics.verification.metric import (
     VerificationMetric,
     embedding_item,
 )
-from speechbrain_stablequant.metrics.verification.rates import eer, min_dcf
 from speechbrain_stablequant.metrics.verification.trials import (
     Pairs,
     Trials,
@@ -175,11 +179,7 @@ class VerificationStats(MetricStats):
             self.summary["cohort"] = len(there)
         if field is None:
             return self.summary
-        if field not in self.summary:
-            raise KnobError(
-                f"'{field}' is not a statistic of verification."
-                + nearest(field, self.summary)
-            )
+        check_choice("Statistic of verification", field, self.summary)
         return self.summary[field]
 
     def _score(self) -> tuple[Pairs, np.ndarray]:

@@ -80,9 +80,9 @@ def test_an_unknown_knob_points_to_the_nearest():
 
 def test_the_last_pattern_that_matches_counts():
     settings = Settings(layer_bits={"enc.*": "W4", "*.head": "W16A8"})
-    assert settings.layer_widths("dec.w") == (8, 8)
-    assert settings.layer_widths("enc.w") == (4, 32)
-    assert settings.layer_widths("enc.head") == (16, 8)
+    assert settings.bit_widths("dec.w") == (8, 8)
+    assert settings.bit_widths("enc.w") == (4, 32)
+    assert settings.bit_widths("enc.head") == (16, 8)
 
 
 def test_one_name_to_keep_may_stand_alone():

@@ -25,12 +25,12 @@ def test_a_wrong_value_names_its_knob(name):
 
 
 def test_half_an_epoch_is_none():
-    with pytest.raises(KnobError, match="not whole"):
+    with pytest.raises(KnobError, match="epochs is 1.5: a whole number"):
         TrainingSettings(epochs=1.5)
 
 
 def test_stages_are_widths():
-    with pytest.raises(KnobError, match="1 to 8 bits"):
+    with pytest.raises(KnobError, match="stages is 16: use 1 to 8"):
         TrainingSettings(stages=[16])
 
 
@@ -68,10 +68,10 @@ def test_knobs_that_contradict_training(knobs):
 
 
 def test_widths_fall_to_the_target():
-    assert TrainingSettings().widths(2) == [4, 2]
-    assert TrainingSettings().widths(3) == [3]
-    assert TrainingSettings(stages=[8, 4, 2]).widths(3) == [8, 4, 3]
-    assert TrainingSettings(stages=[]).widths(1) == [1]
+    assert TrainingSettings().bit_widths(2) == [4, 2]
+    assert TrainingSettings().bit_widths(3) == [3]
+    assert TrainingSettings(stages=[8, 4, 2]).bit_widths(3) == [8, 4, 3]
+    assert TrainingSettings(stages=[]).bit_widths(1) == [1]
 
 
 def test_stages_share_the_time_of_lowering():

@@ -22,8 +22,7 @@ from speechbrain_stablequant.errors import (
 )
 from speechbrain_stablequant.layers import Conversion, QuantizedModule
 from speechbrain_stablequant.methods.pipeline import make_plan
-from speechbrain_stablequant.methods.rounding import ROUNDINGS, round_weights
-from speechbrain_stablequant.methods.settings import ROUNDINGS as CHOICES
+from speechbrain_stablequant.methods.rounding import round_weights
 from speechbrain_stablequant.methods.settings import Settings
 from tests.unit.methods.rounding.test_gptq import correlated
 
@@ -358,10 +357,6 @@ def test_a_plan_alone_does_not_bring_integers_back(toy, batches, tmp_path):
 def test_knobs(knobs, message):
     with pytest.raises(KnobError, match=message):
         Settings(**knobs)
-
-
-def test_every_choice_is_in_the_registry():
-    assert {"nearest", *ROUNDINGS} == set(CHOICES)
 
 
 def test_searches_do_not_depend_on_it():

@@ -21,8 +21,10 @@ from speechbrain_stablequant.metrics.verification import (
     eer,
     min_dcf,
 )
+from speechbrain_stablequant.metrics.verification.error_rates import (
+    SortedTrials,
+)
 from speechbrain_stablequant.metrics.verification.metric import embedding_item
-from speechbrain_stablequant.metrics.verification.rates import SortedTrials
 from tests.unit.metrics.verification.helpers import (
     all_trials,
     embeddings,

@@ -9,7 +9,9 @@ from speechbrain.utils.metric_stats import EER, minDCF
 
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.verification import eer, min_dcf
-from speechbrain_stablequant.metrics.verification.rates import SortedTrials
+from speechbrain_stablequant.metrics.verification.error_rates import (
+    SortedTrials,
+)
 
 # Ties are the hard part, so most scores come from a coarse grid
 SCORES = st.one_of(

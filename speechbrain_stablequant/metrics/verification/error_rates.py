@@ -5,6 +5,8 @@ threshold, and rates are float32. SpeechBrain also tries the midpoints between
 scores: they give the same rates as the scores below them.
 """
 
+from typing import Union
+
 import numpy as np
 import torch
 
@@ -63,6 +65,8 @@ class SortedTrials:
         accepted : array (thresholds, draws)
             The same for negative trials.
         """
+        positive: Union[int, np.ndarray]
+        negative: Union[int, np.ndarray]
         if weights is None:
             rejected, positive = self._rejected[:, None], len(self._positive)
             declined, negative = self._declined[:, None], len(self._negative)

@@ -5,7 +5,11 @@ from typing import Optional
 
 import numpy as np
 
-from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.core.options import (
+    check_choice,
+    check_whole_number,
+)
+from speechbrain_stablequant.errors import KnobError, StableQuantError
 from speechbrain_stablequant.metrics.verification.normalization import (
     NORMALIZATIONS,
     CohortStatistics,
@@ -38,25 +42,14 @@ def check_score_norm(score_norm, has_cohort: bool, cohort_size) -> None:
     """
     if score_norm is None:
         return
-    if score_norm not in NORMALIZATIONS:
-        raise KnobError(
-            f"score_norm '{score_norm}' is unknown."
-            + nearest(score_norm, NORMALIZATIONS)
-        )
+    check_choice("score_norm", score_norm, NORMALIZATIONS)
     if not has_cohort:
         raise KnobError(
             f"score_norm '{score_norm}' needs a cohort: ids of training "
             "utterances, whose embeddings must be appended too."
         )
-    if cohort_size is not None and (
-        isinstance(cohort_size, bool)
-        or not isinstance(cohort_size, int)
-        or cohort_size < 2
-    ):
-        raise KnobError(
-            f"cohort_size is {cohort_size!r}; it must be an integer of at "
-            "least 2, or None for all of the cohort."
-        )
+    if cohort_size is not None:  # None: all of the cohort
+        check_whole_number("cohort_size", cohort_size, 2)
 
 
 @dataclass(frozen=True)
