@@ -2,7 +2,8 @@
 
 import argparse
 
-from speechbrain_stablequant.cli.tables import environment_line, table
+from speechbrain_stablequant.cli.output import environment_line
+from speechbrain_stablequant.core.format import align, number
 
 NAME = "bench"
 HELP = "Measure a published model on your own audio files."
@@ -184,15 +185,15 @@ def lines(result: dict) -> list[str]:
     for row in result["candidates"]:
         cells = [
             row["name"],
-            _number(row["real_time_factor"], 4),
-            _number(row["times_as_fast"], 2),
+            number(row["real_time_factor"], 4),
+            number(row["times_as_fast"], 2),
             f"{row['first_pass_seconds']:.1f} s",
             _agreement(row["agreement"]),
         ]
         if exact:
             cells.append(_agreement(row["agreement_with_reference"]))
         rows.append(cells)
-    found += [*table(rows), ""]
+    found += [*align(rows, left=[0]), ""]
     for row in result["candidates"]:
         if row["failure"]:
             found.append(f"{row['name']} failed: {row['failure']}")
@@ -201,10 +202,6 @@ def lines(result: dict) -> list[str]:
             found += [f"  {note}" for note in row["runtime"]["notes"]]
     found.append(f"PyTorch float32 is {result['float_is']}")
     return [*found, *environment_line(result["environment"])]
-
-
-def _number(value, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _agreement(found) -> str:

@@ -2,7 +2,14 @@
 
 from typing import Optional
 
-from speechbrain_stablequant.cli.tables import letter, megabytes_or_dash, table
+from speechbrain_stablequant.core.format import (
+    align,
+    decimals,
+    interval,
+    letter,
+    megabytes,
+    number,
+)
 
 NAME = "compare"
 HELP = "Put experiments, reports or plans side by side."
@@ -107,11 +114,11 @@ def _source_lines(letters, sources) -> list[str]:
                 source["name"],
                 source["label"] or source["method"] or source["kind"],
                 _or_dash(source["quantized_layers"]),
-                megabytes_or_dash(size),
+                megabytes(size),
                 f"{size / before:.1%}" if size and before else "-",
             )
         )
-    return table(rows, left=3)
+    return align(rows, left=range(3))
 
 
 def _metric_lines(letters, rows) -> list[str]:
@@ -128,12 +135,10 @@ def _metric_lines(letters, rows) -> list[str]:
             before = [next((c for c in before if c != "-"), "-")]
         cells = [row["test"], row["metric"], *before]
         found.append([*cells, *_quantized_cells(row)])
-    return table(found, left=2)
+    return align(found, left=[0, 1])
 
 
 def _digits(row: dict) -> int:
-    from speechbrain_stablequant.core.format import decimals
-
     values = row["values"]
     return decimals(
         *(_value(value, "float") for value in values),
@@ -142,15 +147,11 @@ def _digits(row: dict) -> int:
 
 
 def _float_cells(row: dict) -> list[str]:
-    from speechbrain_stablequant.core.format import number
-
     digits = _digits(row)
     return [number(_value(v, "float"), digits) for v in row["values"]]
 
 
 def _quantized_cells(row: dict) -> list[str]:
-    from speechbrain_stablequant.core.format import interval, number
-
     digits, cells = _digits(row), []
     for i, value in enumerate(row["values"]):
         cells.append(number(_value(value, "quantized"), digits))
@@ -165,13 +166,11 @@ def _value(row: Optional[dict], key: str):
 
 
 def _speed_lines(letters, rows) -> list[str]:
-    from speechbrain_stablequant.core.format import number
-
     found = [("test set", "speed", *letters)]
     for row in rows:
         cells = (number(value, 4) for value in row["values"])
         found.append((row["test"], row["measure"], *cells))
-    return table(found, left=2)
+    return align(found, left=[0, 1])
 
 
 def _layer_lines(letters, result) -> list[str]:
@@ -186,7 +185,7 @@ def _layer_lines(letters, result) -> list[str]:
         for key, values in layer["differs"].items():
             rows.append((name, key, *map(_text, values)))
             name = ""  # once is enough
-    found = table(rows, left=2)
+    found = align(rows, left=[0, 1])
     if len(layers) > shown:
         found.append(f"... and {len(layers) - shown} more layers: --layers")
     return [f"{len(layers)} layers differ", *found]

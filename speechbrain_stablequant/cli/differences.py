@@ -7,7 +7,7 @@ from typing import Optional
 
 from speechbrain_stablequant.cli.describe import layer_row
 from speechbrain_stablequant.cli.sources import Source
-from speechbrain_stablequant.cli.tables import letter
+from speechbrain_stablequant.core.format import letter
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.metrics.perplexity import PerplexityMetric

@@ -9,7 +9,6 @@ from typing import Any, Optional
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.format import (
     align,
-    cost_line,
     decimals,
     interval,
     is_number,
@@ -23,6 +22,7 @@ from speechbrain_stablequant.report.data import (
     layer_rows,
     width,
 )
+from speechbrain_stablequant.report.rows import cost_line
 
 __all__ = [
     "bits_by_type",

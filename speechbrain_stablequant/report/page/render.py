@@ -10,11 +10,12 @@ import jinja2
 from markupsafe import Markup, escape
 
 from speechbrain_stablequant.artifacts.report_schema import read_report
-from speechbrain_stablequant.core.format import cost_line, megabytes, number
+from speechbrain_stablequant.core.format import megabytes, number
 from speechbrain_stablequant.errors import ExperimentError
 from speechbrain_stablequant.report.page import facts
 from speechbrain_stablequant.report.page.svg import inline_svg
 from speechbrain_stablequant.report.rows import (
+    cost_line,
     cut_text,
     search_lines,
     speed_rows,
@@ -111,7 +112,11 @@ def _facts(report: dict) -> dict:
         "needs_checkpoint": facts.needs_checkpoint(report),
         "widths": {row["bits"] for row in report.get("layers", ())},
         "rest": facts.REST in facts.size_parts(report)["quantized"],
-        "speed": [r for test in report["tests"] for r in speed_rows(test)],
+        "speed": [
+            (f"{test['name']} {label}", *cells)
+            for test in report["tests"]
+            for label, *cells in speed_rows(test)
+        ],
         "num_bytes": sum(file["num_bytes"] for file in files),
         "float_num_bytes": sum(file["float_num_bytes"] for file in files),
         "clipping": facts.clipping_rows(report),
