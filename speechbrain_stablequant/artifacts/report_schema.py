@@ -1,4 +1,4 @@
-"""What ``report.json`` and ``coverage.json`` hold, checked on reading."""
+"""The JSON files of a run, checked on reading: report, coverage and items."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NoReturn, Union
 
 from speechbrain_stablequant.errors import ExperimentError
 
-__all__ = ["read_coverage", "read_report"]
+__all__ = ["read_coverage", "read_items", "read_report"]
 
 
 def read_report(path: Union[str, Path]) -> dict:
@@ -45,6 +45,48 @@ def read_coverage(path: Union[str, Path]) -> dict:
         raise ExperimentError(f"{path} has no 'parameters': it is damaged.")
     _check_coverage(data, path)
     return data
+
+
+def read_items(path: Union[str, Path]) -> dict[str, dict]:
+    """Read an ``items.json``: what each utterance adds to each metric.
+
+    Returns
+    -------
+    dict
+        By test set and metric.
+
+    Raises
+    ------
+    ExperimentError
+        If it cannot be read, is no JSON or is something else.
+    """
+    path = Path(path)
+    data = _read_json(path, "the items")
+    if not isinstance(data, dict):
+        raise ExperimentError(f"{path} has no test sets: it is damaged.")
+    for name, metrics in data.items():
+        if not isinstance(metrics, dict) or not all(
+            map(_has_items, metrics.values())
+        ):
+            _refuse(path, f"the items of '{name}' are")
+    return data
+
+
+def _has_items(metric) -> bool:
+    """Whether a metric has items as a report writes them."""
+    if not isinstance(metric, dict):
+        return False
+    rows = metric.get("quantized")
+    return rows is None or (isinstance(rows, list) and all(map(_is_item, rows)))
+
+
+def _is_item(row) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == 3
+        and isinstance(row[0], str)
+        and all(isinstance(number, _NUMBER) for number in row[1:])
+    )
 
 
 def _read_json(path: Path, what: str):

@@ -39,57 +39,13 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Read the sources and compare them."""
-    from speechbrain_stablequant.cli.differences import (
-        layer_rows,
-        metric_rows,
-        speed_rows,
-    )
-    from speechbrain_stablequant.cli.sources import read_source
+    from speechbrain_stablequant.report.comparison import compare
+    from speechbrain_stablequant.report.sources import read_source
 
     names = [arguments.first, *arguments.others]
-    sources = [read_source(name) for name in names]
-    metrics, notes = metric_rows(sources)
-    speeds, more = speed_rows(sources)
-    layers = layer_rows(sources)
-    return {
-        "sources": [_summary(source) for source in sources],
-        "metrics": metrics,
-        "speeds": speeds,
-        "layers": layers,
-        "shown_layers": len(layers) if arguments.layers else SHOWN,
-        "notes": [*notes, *more, *_strangers(sources)],
-    }
-
-
-def _summary(source) -> dict:
-    """Return what a source is, and its size."""
-    before = [file.get("float_num_bytes") for file in source.files]
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "label": (source.report or {}).get("label"),
-        "method": source.method or None,
-        "quantized_layers": None
-        if source.layers is None
-        else len(source.layers),
-        "num_bytes": sum(f["num_bytes"] for f in source.files) or None,
-        "float_num_bytes": None if None in before else sum(before) or None,
-        "environment": (source.report or {}).get("environment"),
-    }
-
-
-def _strangers(sources) -> list[str]:
-    """Remark on sources whose layers have other names altogether."""
-    known = [s for s in sources if s.layers]
-    if len(known) < 2:
-        return []
-    first = set(known[0].layers)
-    return [
-        f"{source.name} has no layer in common with {known[0].name}: another "
-        "model, or checkpoints named after files and not after modules"
-        for source in known[1:]
-        if not first & set(source.layers)
-    ]
+    result = compare([read_source(name) for name in names])
+    shown = len(result["layers"]) if arguments.layers else SHOWN
+    return {**result, "shown_layers": shown}
 
 
 def lines(result: dict) -> list[str]:

@@ -33,12 +33,12 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Read the source."""
-    from speechbrain_stablequant.cli.describe import (
+    from speechbrain_stablequant.report.layers import (
+        by_scheme,
         by_unit,
-        by_width,
-        layer_row,
+        describe_layer,
     )
-    from speechbrain_stablequant.cli.sources import read_source
+    from speechbrain_stablequant.report.sources import read_source
 
     source = read_source(arguments.source)
     result = {
@@ -53,10 +53,10 @@ def run(arguments) -> dict:
     }
     if source.layers is not None:
         rows = [
-            layer_row(name, plan, source.sizes.get(name))
+            describe_layer(name, plan, source.sizes.get(name))
             for name, plan in source.layers.items()
         ]
-        result["widths"] = by_width(rows)
+        result["widths"] = by_scheme(rows)
         result["layers" if arguments.layers else "units"] = (
             rows if arguments.layers else by_unit(rows)
         )
