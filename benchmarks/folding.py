@@ -19,7 +19,6 @@ import functools
 import json
 import random
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
@@ -35,6 +34,7 @@ from torch import nn
 from speechbrain_stablequant.layers import Conversion, cached_weights
 from speechbrain_stablequant.methods.pipeline import make_plan
 from speechbrain_stablequant.methods.settings import Settings
+from speechbrain_stablequant.metrics.turns import in_turns, timed
 from speechbrain_stablequant.report.data import environment
 from speechbrain_stablequant.runtime import accelerate
 
@@ -231,13 +231,13 @@ def speeds(models, variants, calibration, test, repeats: int):
         _quantize(Conversion(model), variants[name], "W8A8", calibration)
         accelerate(model, threads=1)
         model(test[:1])
-    times = {name: [] for name in models}
-    for i in range(repeats):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(test[i % len(test)][None])
-            times[name].append(time.perf_counter() - start)
-    return times
+    timers = {
+        name: lambda turn, model=model: timed(
+            model, test[turn % len(test)][None]
+        )[0]
+        for name, model in models.items()
+    }
+    return in_turns(timers, repeats)
 
 
 # -- the table -----------------------------------------------------------------

@@ -36,6 +36,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lm_step_table import overhead_table, search_table
+from speechbrain_stablequant.metrics.turns import in_turns, timed
 from speechbrain_stablequant.models.multi_domain import (
     DomainConfig,
     MultiDomainLM,
@@ -130,13 +131,6 @@ def candidates(size: Size) -> dict:
 # -- time ----------------------------------------------------------------------
 
 
-def timed(function, *arguments):
-    """Return seconds of a call and what it returned."""
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result
-
-
 def permutation(rows: int) -> torch.Tensor:
     """Return for each hypothesis a random one of its utterance."""
     first = torch.arange(0, rows, BEAMS).unsqueeze(1)
@@ -159,22 +153,15 @@ def reruns(models, tokens, rows, length, seconds):
         )
         for name, lm in models.items()
     }
-    return in_turns(calls, seconds)
+    return steady(calls, seconds)
 
 
-def in_turns(calls, seconds, least=3):
-    """Call functions in turns, forwards and backwards.
-
-    The first turn does not count, unless its calls are long.
-    """
-    times = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    turn = 0
-    while turn < least or time.perf_counter() < end:
-        order = list(calls) if turn % 2 else list(calls)[::-1]
-        for name in order:
-            times[name].append(timed(calls[name])[0])
-        turn += 1
+def steady(calls, seconds):
+    """Time calls in turns, without the first turn unless its calls are long."""
+    timers = {
+        n: lambda _, call=call: timed(call)[0] for n, call in calls.items()
+    }
+    times = in_turns(timers, 3, seconds)
     begin = 1 if max(mine[0] for mine in times.values()) < 1.0 else 0
     return {name: mine[begin:] for name, mine in times.items()}
 

@@ -390,7 +390,7 @@ def draw(rows: list[dict], folder: Path, max_drop: float) -> list[Path]:
         )
         ending = re.sub(r"\W+", "_", name)
         stem = folder / f"mixed_precision_{ending}"
-        paths += plots.plot_front(front, stem)
+        paths += plots.save_figure(plots.front_figure(front), stem)
     return paths
 
 

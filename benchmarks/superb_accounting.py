@@ -14,7 +14,6 @@ bits in a weight save bytes, not time. Adds ``accounting`` to the JSON.
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from speechbrain.inference.encoders import WaveformEncoder
 from benchmarks.storage import storage_of
 from speechbrain_stablequant import accelerate, read_header, runtime_report
 from speechbrain_stablequant.errors import CheckpointError
+from speechbrain_stablequant.metrics.turns import in_turns, timed
 from speechbrain_stablequant.report.data import environment
 
 SECONDS, TURNS = 10, 15
@@ -59,19 +59,18 @@ def load(source: str) -> torch.nn.Module:
     return encoder if plan_of(source) is None else accelerate(encoder)
 
 
-def timed(models: dict) -> dict:
+def median_seconds(models: dict) -> dict:
     """Return the seconds of each model, the median of all turns."""
     torch.manual_seed(1986)
     wavs, lens = torch.randn(1, SECONDS * 16000), torch.ones(1)
-    seconds = {label: [] for label in models}
+    timers = {
+        label: lambda _, model=model: timed(model, wavs, lens)[0]
+        for label, model in models.items()
+    }
     with torch.inference_mode():
-        for turn in range(TURNS + 2):
-            for label, model in models.items():
-                start = time.perf_counter()
-                model(wavs, lens)
-                if turn >= 2:  # the first ones compile
-                    seconds[label].append(time.perf_counter() - start)
-    return {label: statistics.median(s) for label, s in seconds.items()}
+        seconds = in_turns(timers, TURNS + 2)
+    # The first two turns compile.
+    return {label: statistics.median(s[2:]) for label, s in seconds.items()}
 
 
 def main(path: Path, encoders: dict) -> None:
@@ -79,7 +78,7 @@ def main(path: Path, encoders: dict) -> None:
     table = json.loads(path.read_text()) if path.is_file() else {}
     found = {label: count(source) for label, source in encoders.items()}
     models = {label: load(source) for label, source in encoders.items()}
-    for label, seconds in timed(models).items():
+    for label, seconds in median_seconds(models).items():
         found[label]["seconds"] = seconds
         if plan_of(encoders[label]) is not None:
             layers = runtime_report(models[label]).layers

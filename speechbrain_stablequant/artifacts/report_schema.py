@@ -1,4 +1,8 @@
-"""What ``report.json`` and ``coverage.json`` hold, checked on reading."""
+"""The JSON files of a run, checked on reading.
+
+``report.json``, and beside it ``coverage.json``, ``histograms.json`` and
+``items.json``.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +10,7 @@ from typing import NoReturn, Union
 
 from speechbrain_stablequant.errors import ExperimentError
 
-__all__ = ["read_coverage", "read_report"]
+__all__ = ["read_coverage", "read_histograms", "read_items", "read_report"]
 
 
 def read_report(path: Union[str, Path]) -> dict:
@@ -47,6 +51,72 @@ def read_coverage(path: Union[str, Path]) -> dict:
     return data
 
 
+def read_histograms(path: Union[str, Path]) -> list[dict]:
+    """Read a ``histograms.json``: what calibration saw of each input.
+
+    Raises
+    ------
+    ExperimentError
+        If it cannot be read, is no JSON or is something else.
+    """
+    path = Path(path)
+    rows = _read_json(path, "the histograms")
+    if not isinstance(rows, list) or not all(map(_is_histogram, rows)):
+        _refuse(path, "it has no histograms of this package")
+    return rows
+
+
+def _is_histogram(row) -> bool:
+    return (
+        all(_has(row, key, str) for key in ("layer", "input"))
+        and all(_has(row, key, _NUMBER) for key in ("low", "bin_width"))
+        and _has(row, "counts", list)
+        and all(isinstance(c, int) and c >= 0 for c in row["counts"])
+    )
+
+
+def read_items(path: Union[str, Path]) -> dict[str, dict]:
+    """Read an ``items.json``: what each utterance adds to each metric.
+
+    Returns
+    -------
+    dict
+        By test set and metric.
+
+    Raises
+    ------
+    ExperimentError
+        If it cannot be read, is no JSON or is something else.
+    """
+    path = Path(path)
+    data = _read_json(path, "the items")
+    if not isinstance(data, dict):
+        raise ExperimentError(f"{path} has no test sets: it is damaged.")
+    for name, metrics in data.items():
+        if not isinstance(metrics, dict) or not all(
+            map(_has_items, metrics.values())
+        ):
+            _refuse(path, f"the items of '{name}' are")
+    return data
+
+
+def _has_items(metric) -> bool:
+    """Whether a metric has items as a report writes them."""
+    if not isinstance(metric, dict):
+        return False
+    rows = metric.get("quantized")
+    return rows is None or (isinstance(rows, list) and all(map(_is_item, rows)))
+
+
+def _is_item(row) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == 3
+        and isinstance(row[0], str)
+        and all(isinstance(number, _NUMBER) for number in row[1:])
+    )
+
+
 def _read_json(path: Path, what: str):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -83,7 +153,7 @@ _PARAMETER = {
 
 
 def _check_report(data: dict, path: Path) -> None:
-    """Refuse a report with rows that are no rows of ours."""
+    """Refuse a report whose rows lack a field or have one of another type."""
     _check_rows("tests", data["tests"], _TEST, path)
     _check_rows("files", data["files"], _FILE, path)
     _check_optional("the report", data, _OPTIONAL, path)
@@ -108,7 +178,7 @@ def _check_coverage(data: dict, path: Path) -> None:
 
 
 def _check_rows(where: str, rows, fields: dict, path: Path) -> None:
-    """Refuse what is no list of objects with certain fields."""
+    """Refuse anything but a list of objects with these fields."""
     if not isinstance(rows, list):
         _refuse(path, f"'{where}' has {rows!r} and no rows")
     for row in rows:
@@ -118,7 +188,7 @@ def _check_rows(where: str, rows, fields: dict, path: Path) -> None:
 
 
 def _check_optional(where: str, row, fields: dict, path: Path) -> None:
-    """Refuse fields of another type than ours; they need not be there."""
+    """Refuse fields of another type; they may be missing."""
     if not isinstance(row, dict):
         _refuse(path, f"{where} are {row!r}")
     for key, kinds in fields.items():

@@ -1,9 +1,12 @@
-"""The header of a safetensors file, in a fixed order."""
+"""The header of a safetensors file: in a fixed order, and read by itself."""
 
 import json
 import struct
+from pathlib import Path
 
-__all__ = ["order_header"]
+from speechbrain_stablequant.errors import SourceError
+
+__all__ = ["is_safetensors", "order_header", "read_raw_header", "tensor_sizes"]
 
 
 def order_header(data: bytes) -> bytes:
@@ -39,3 +42,38 @@ def order_header(data: bytes) -> bytes:
     ordered = text.encode()
     ordered += b" " * (-len(ordered) % 8)  # tensors start aligned
     return struct.pack("<Q", len(ordered)) + ordered + data[8 + length :]
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file looks like safetensors, by its first bytes."""
+    with open(path, "rb") as file:
+        return file.read(10)[8:] == b'{"'
+
+
+def read_raw_header(path: Path) -> dict:
+    """Return the JSON header of a safetensors file, whoever wrote it.
+
+    Raises
+    ------
+    SourceError
+        If the header is damaged.
+    """
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > path.stat().st_size:
+            raise SourceError(f"{path} is damaged: it is cut off.")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as err:
+            raise SourceError(f"{path} is damaged: {err}.") from err
+    if not isinstance(header.get("__metadata__", {}), dict):
+        raise SourceError(f"{path} is damaged: its header has no metadata.")
+    return header
+
+
+def tensor_sizes(path: Path) -> dict[str, int]:
+    """Return the bytes of each tensor, of a file that was verified before."""
+    header = read_raw_header(path)
+    header.pop("__metadata__", None)
+    spans = {name: about["data_offsets"] for name, about in header.items()}
+    return {name: end - begin for name, (begin, end) in spans.items()}

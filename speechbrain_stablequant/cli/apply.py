@@ -148,7 +148,7 @@ def _choice(arguments) -> str:
 
 def lines(result: dict) -> list[str]:
     """Say what was written, and how to measure it."""
-    from speechbrain_stablequant.cli.tables import size_lines
+    from speechbrain_stablequant.cli.output import size_lines
 
     found = [
         f"wrote {result['output']}",

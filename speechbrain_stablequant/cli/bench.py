@@ -2,7 +2,8 @@
 
 import argparse
 
-from speechbrain_stablequant.cli.tables import environment_line, table
+from speechbrain_stablequant.cli.output import environment_line, note
+from speechbrain_stablequant.core.format import align, number
 
 NAME = "bench"
 HELP = "Measure a published model on your own audio files."
@@ -48,7 +49,7 @@ def add_arguments(parser) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return int(text)
 
 
@@ -65,33 +66,11 @@ def run(arguments) -> dict:
 
 
 def _measured(arguments, threads: int) -> dict:
-    """Return all figures."""
-    from speechbrain_stablequant.cli.output import note
-    from speechbrain_stablequant.cli.timing import batched, candidates, measure
-
-    model, signals = _load(arguments)
-    found = candidates(
-        model,
-        arguments.runtime or _installed_runtimes(),
-        arguments.reference,
-        threads,
-    )
-    batches = batched(signals, arguments.batch_size)
-    measure(model, found, batches, arguments.rounds, note)
-    seconds = [len(signal) / model.sample_rate for signal in signals]
-    exact = next((c for c in found if c.name == "reference"), None)
-    rows = [_row(each, found[0], exact, sum(seconds)) for each in found]
-    return {
-        "ok": not any(row["failure"] for row in rows),
-        **_setting(arguments, model, seconds),
-        "candidates": rows,
-    }
-
-
-def _load(arguments):
-    """Return the model and the signals that it is to hear."""
+    """Return all figures, what was measured and on what."""
     from speechbrain_stablequant.errors import SourceError
     from speechbrain_stablequant.publishing.load import load_model, read_audio
+    from speechbrain_stablequant.publishing.measure import measure
+    from speechbrain_stablequant.report.data import environment
 
     model = load_model(arguments.source)
     if not model.takes_audio:
@@ -99,14 +78,20 @@ def _load(arguments):
             f"{arguments.source} is loaded with {model.name}, which takes no "
             "audio: bench measures models that do."
         )
-    return model, read_audio(model, arguments.audio)
-
-
-def _setting(arguments, model, seconds: list[float]) -> dict:
-    """Return what was measured, and on what."""
-    from speechbrain_stablequant.report.data import environment
-
+    signals = read_audio(model, arguments.audio)
+    rows = measure(
+        model,
+        signals,
+        arguments.runtime or _installed_runtimes(),
+        arguments.reference,
+        threads,
+        arguments.batch_size,
+        arguments.rounds,
+        note,
+    )
+    seconds = [len(signal) / model.sample_rate for signal in signals]
     return {
+        "ok": not any(row["failure"] for row in rows),
         "source": arguments.source,
         "interface": model.name,
         "load_seconds": model.seconds,
@@ -119,6 +104,7 @@ def _setting(arguments, model, seconds: list[float]) -> dict:
         "rounds": arguments.rounds,
         "float_is": "the quantized model's weights in float, same architecture",
         "environment": environment(),
+        "candidates": rows,
     }
 
 
@@ -127,44 +113,6 @@ def _installed_runtimes() -> list[str]:
 
     onnx = all(map(find_spec, ("onnx", "onnxruntime")))
     return ["openvino", "onnx"] if onnx else ["openvino"]
-
-
-def _row(candidate, first, exact, audio_seconds: float) -> dict:
-    """Return the figures of a candidate, beside float and reference."""
-    from speechbrain_stablequant.cli.timing import agreement
-
-    row = {
-        "name": candidate.name,
-        "failure": candidate.failure or None,
-        "first_pass_seconds": candidate.first_seconds,
-        "seconds": candidate.seconds,
-        "median_seconds": candidate.median_seconds,
-        "real_time_factor": None,
-        "times_as_fast": None,
-        "agreement": None,
-        "agreement_with_reference": None,
-        "runtime": None,
-    }
-    if candidate.median_seconds is not None:
-        row["real_time_factor"] = candidate.median_seconds / audio_seconds
-    if candidate.median_seconds and first.median_seconds:
-        row["times_as_fast"] = first.median_seconds / candidate.median_seconds
-    if candidate.outputs and first.outputs:
-        row["agreement"] = agreement(candidate.outputs, first.outputs)
-    if candidate.outputs and exact is not None and exact.outputs:
-        same = agreement(candidate.outputs, exact.outputs)
-        row["agreement_with_reference"] = same
-    if candidate.acceleration is not None:
-        report = candidate.acceleration.report()
-        row["runtime"] = {
-            **report.settings,
-            "summary": report.summary(),
-            "num_int8": report.num_int8,
-            "num_planned": report.num_planned,
-            "compile_seconds": report.seconds,
-            "notes": report.notes,
-        }
-    return row
 
 
 def lines(result: dict) -> list[str]:
@@ -184,15 +132,15 @@ def lines(result: dict) -> list[str]:
     for row in result["candidates"]:
         cells = [
             row["name"],
-            _number(row["real_time_factor"], 4),
-            _number(row["times_as_fast"], 2),
+            number(row["real_time_factor"], 4),
+            number(row["times_as_fast"], 2),
             f"{row['first_pass_seconds']:.1f} s",
             _agreement(row["agreement"]),
         ]
         if exact:
             cells.append(_agreement(row["agreement_with_reference"]))
         rows.append(cells)
-    found += [*table(rows), ""]
+    found += [*align(rows, left=[0]), ""]
     for row in result["candidates"]:
         if row["failure"]:
             found.append(f"{row['name']} failed: {row['failure']}")
@@ -201,10 +149,6 @@ def lines(result: dict) -> list[str]:
             found += [f"  {note}" for note in row["runtime"]["notes"]]
     found.append(f"PyTorch float32 is {result['float_is']}")
     return [*found, *environment_line(result["environment"])]
-
-
-def _number(value, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _agreement(found) -> str:

@@ -2,7 +2,14 @@
 
 from typing import Optional
 
-from speechbrain_stablequant.cli.tables import letter, megabytes_or_dash, table
+from speechbrain_stablequant.core.format import (
+    align,
+    decimals,
+    interval,
+    letter,
+    megabytes,
+    number,
+)
 
 NAME = "compare"
 HELP = "Put experiments, reports or plans side by side."
@@ -32,57 +39,13 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Read the sources and compare them."""
-    from speechbrain_stablequant.cli.differences import (
-        layer_rows,
-        metric_rows,
-        speed_rows,
-    )
-    from speechbrain_stablequant.cli.sources import read_source
+    from speechbrain_stablequant.report.comparison import compare
+    from speechbrain_stablequant.report.sources import read_source
 
     names = [arguments.first, *arguments.others]
-    sources = [read_source(name) for name in names]
-    metrics, notes = metric_rows(sources)
-    speeds, more = speed_rows(sources)
-    layers = layer_rows(sources)
-    return {
-        "sources": [_summary(source) for source in sources],
-        "metrics": metrics,
-        "speeds": speeds,
-        "layers": layers,
-        "shown_layers": len(layers) if arguments.layers else SHOWN,
-        "notes": [*notes, *more, *_strangers(sources)],
-    }
-
-
-def _summary(source) -> dict:
-    """Return what a source is, and its size."""
-    before = [file.get("float_num_bytes") for file in source.files]
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "label": (source.report or {}).get("label"),
-        "method": source.method or None,
-        "quantized_layers": None
-        if source.layers is None
-        else len(source.layers),
-        "num_bytes": sum(f["num_bytes"] for f in source.files) or None,
-        "float_num_bytes": None if None in before else sum(before) or None,
-        "environment": (source.report or {}).get("environment"),
-    }
-
-
-def _strangers(sources) -> list[str]:
-    """Remark on sources whose layers have other names altogether."""
-    known = [s for s in sources if s.layers]
-    if len(known) < 2:
-        return []
-    first = set(known[0].layers)
-    return [
-        f"{source.name} has no layer in common with {known[0].name}: another "
-        "model, or checkpoints named after files and not after modules"
-        for source in known[1:]
-        if not first & set(source.layers)
-    ]
+    result = compare([read_source(name) for name in names])
+    shown = len(result["layers"]) if arguments.layers else SHOWN
+    return {**result, "shown_layers": shown}
 
 
 def lines(result: dict) -> list[str]:
@@ -107,11 +70,11 @@ def _source_lines(letters, sources) -> list[str]:
                 source["name"],
                 source["label"] or source["method"] or source["kind"],
                 _or_dash(source["quantized_layers"]),
-                megabytes_or_dash(size),
+                megabytes(size),
                 f"{size / before:.1%}" if size and before else "-",
             )
         )
-    return table(rows, left=3)
+    return align(rows, left=range(3))
 
 
 def _metric_lines(letters, rows) -> list[str]:
@@ -128,12 +91,10 @@ def _metric_lines(letters, rows) -> list[str]:
             before = [next((c for c in before if c != "-"), "-")]
         cells = [row["test"], row["metric"], *before]
         found.append([*cells, *_quantized_cells(row)])
-    return table(found, left=2)
+    return align(found, left=[0, 1])
 
 
 def _digits(row: dict) -> int:
-    from speechbrain_stablequant.core.format import decimals
-
     values = row["values"]
     return decimals(
         *(_value(value, "float") for value in values),
@@ -142,15 +103,11 @@ def _digits(row: dict) -> int:
 
 
 def _float_cells(row: dict) -> list[str]:
-    from speechbrain_stablequant.core.format import number
-
     digits = _digits(row)
     return [number(_value(v, "float"), digits) for v in row["values"]]
 
 
 def _quantized_cells(row: dict) -> list[str]:
-    from speechbrain_stablequant.core.format import interval, number
-
     digits, cells = _digits(row), []
     for i, value in enumerate(row["values"]):
         cells.append(number(_value(value, "quantized"), digits))
@@ -165,13 +122,11 @@ def _value(row: Optional[dict], key: str):
 
 
 def _speed_lines(letters, rows) -> list[str]:
-    from speechbrain_stablequant.core.format import number
-
     found = [("test set", "speed", *letters)]
     for row in rows:
         cells = (number(value, 4) for value in row["values"])
         found.append((row["test"], row["measure"], *cells))
-    return table(found, left=2)
+    return align(found, left=[0, 1])
 
 
 def _layer_lines(letters, result) -> list[str]:
@@ -186,7 +141,7 @@ def _layer_lines(letters, result) -> list[str]:
         for key, values in layer["differs"].items():
             rows.append((name, key, *map(_text, values)))
             name = ""  # once is enough
-    found = table(rows, left=2)
+    found = align(rows, left=[0, 1])
     if len(layers) > shown:
         found.append(f"... and {len(layers) - shown} more layers: --layers")
     return [f"{len(layers)} layers differ", *found]

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from speechbrain_stablequant.cli.tables import megabytes_or_dash, table
+from speechbrain_stablequant.core.format import align, megabytes, to_json
 
 NAME = "export"
 HELP = "Write a published model as ONNX or OpenVINO files."
@@ -46,7 +46,7 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Load, export, verify."""
-    from speechbrain_stablequant.cli.output import note, to_json
+    from speechbrain_stablequant.cli.output import note
     from speechbrain_stablequant.core.files import check_output, filled
     from speechbrain_stablequant.publishing.export import (
         find_parts,
@@ -68,7 +68,8 @@ def run(arguments) -> dict:
             checks = verify(part, arguments.to, path)
             rows.append(_row(part, path, checks))
         about = _about(arguments, model, rows)
-        (work / MANIFEST).write_text(to_json(about) + "\n", encoding="utf-8")
+        text = to_json(about, indent=1) + "\n"
+        (work / MANIFEST).write_text(text, encoding="utf-8")
     return {"output": str(output), **about}
 
 
@@ -153,7 +154,7 @@ def lines(result: dict) -> list[str]:
         rows.append(
             (
                 row["file"],
-                megabytes_or_dash(row["num_bytes"]),
+                megabytes(row["num_bytes"]),
                 f"{row['num_int8']} of {row['num_planned_int8']}",
                 _text(worst["snr"], "{:.1f}"),
                 _text(worst["max_difference"], "{:.2g}"),
@@ -162,7 +163,7 @@ def lines(result: dict) -> list[str]:
     first = result["files"][0]
     inputs = ", ".join(f'"{i["name"]}": ...' for i in first["inputs"])
     code = RUN[result["to"]].format(file=first["file"], inputs=inputs)
-    found = [f"wrote {result['output']}", "", *table(rows), ""]
+    found = [f"wrote {result['output']}", "", *align(rows, left=[0]), ""]
     if not result["ok"]:
         found.append(
             "CHECK FAILED: run alone, a file differs from the model; see "

@@ -1,12 +1,11 @@
 """``stablequant inspect``: what is quantized, how, and what it measured."""
 
-from speechbrain_stablequant.cli.tables import (
+from speechbrain_stablequant.cli.output import (
     environment_line,
-    megabytes_or_dash,
     metric_lines,
     size_lines,
-    table,
 )
+from speechbrain_stablequant.core.format import align, megabytes
 
 NAME = "inspect"
 HELP = "Show how a model is quantized, and what was measured."
@@ -34,12 +33,12 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> dict:
     """Read the source."""
-    from speechbrain_stablequant.cli.describe import (
+    from speechbrain_stablequant.report.layers import (
+        by_scheme,
         by_unit,
-        by_width,
-        layer_row,
+        describe_layer,
     )
-    from speechbrain_stablequant.cli.sources import read_source
+    from speechbrain_stablequant.report.sources import read_source
 
     source = read_source(arguments.source)
     result = {
@@ -54,10 +53,10 @@ def run(arguments) -> dict:
     }
     if source.layers is not None:
         rows = [
-            layer_row(name, plan, source.sizes.get(name))
+            describe_layer(name, plan, source.sizes.get(name))
             for name, plan in source.layers.items()
         ]
-        result["widths"] = by_width(rows)
+        result["widths"] = by_scheme(rows)
         result["layers" if arguments.layers else "units"] = (
             rows if arguments.layers else by_unit(rows)
         )
@@ -122,11 +121,11 @@ def _width_lines(groups: list[dict]) -> list[str]:
             g["weights"],
             g["inputs"],
             str(g["layers"]),
-            megabytes_or_dash(g["num_bytes"]),
+            megabytes(g["num_bytes"]),
         )
         for g in groups
     ]
-    return table(rows, left=2)
+    return align(rows, left=[0, 1])
 
 
 def _unit_lines(units: list[dict]) -> list[str]:
@@ -137,12 +136,12 @@ def _unit_lines(units: list[dict]) -> list[str]:
             unit["weights"],
             unit["inputs"],
             str(unit["layers"]),
-            megabytes_or_dash(unit["num_bytes"]),
+            megabytes(unit["num_bytes"]),
             _percent(unit["lowest_percentile"]),
         )
         for unit in units
     ]
-    return table(rows, left=3)
+    return align(rows, left=range(3))
 
 
 def _layer_lines(layers: list[dict]) -> list[str]:
@@ -178,7 +177,7 @@ def _layer_lines(layers: list[dict]) -> list[str]:
                     f"{given['clipped']:.2%}",
                 )
             )
-    return table(rows, left=5)
+    return align(rows, left=range(5))
 
 
 def _percent(value) -> str:

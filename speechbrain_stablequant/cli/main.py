@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
-from speechbrain_stablequant.cli.output import printable, to_json
 from speechbrain_stablequant.cli.parser import parse
+from speechbrain_stablequant.core.format import printable, to_json
 from speechbrain_stablequant.errors import StableQuantError
 
 __all__ = ["main"]
@@ -63,12 +63,16 @@ def _run(argv: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         result = arguments.module.run(arguments)
     if arguments.json:
-        text = to_json(result)
+        text = _json(result)
     else:
         shown = "\n".join(arguments.module.lines(result))
         text = printable(shown, kept="\n")
     _print(text)
     return OK if result.get("ok", True) else FAILED
+
+
+def _json(result: dict) -> str:
+    return to_json(result, indent=1, default=str)  # paths become text
 
 
 def _print(text: str) -> None:
@@ -96,7 +100,7 @@ def _fail(message: str, code: int, as_json: bool) -> int:
     shown = printable(message, kept="\n")
     print(f"stablequant: error: {shown}", file=sys.stderr)
     if as_json:
-        _print(to_json({"ok": False, "error": message}))
+        _print(_json({"ok": False, "error": message}))
     return code
 
 

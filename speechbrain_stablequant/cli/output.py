@@ -1,61 +1,41 @@
-"""What commands print: JSON, and notes on the way."""
+"""What several commands print: parts of their tables, notes on the way."""
 
-import json
-import math
 import sys
-from typing import Any
 
-__all__ = ["note", "printable", "to_json"]
+from speechbrain_stablequant.core.format import align, megabytes, printable
 
-
-def to_json(result: Any) -> str:
-    """Return strict JSON: what is not finite becomes null, a path its text.
-
-    Example
-    -------
-    >>> print(to_json({"WER": float("nan")}))
-    {
-     "WER": null
-    }
-    """
-    return json.dumps(_finite(result), indent=1, allow_nan=False, default=str)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def printable(text: str, kept: str = "") -> str:
-    """Escape what a terminal would obey: names in files are not ours.
-
-    Arguments
-    ---------
-    text : str
-        What is to be shown.
-    kept : str
-        Characters that stay as they are, as line breaks of our own.
-
-    Example
-    -------
-    >>> print(printable("\\x1b[31mred"))
-    \\x1b[31mred
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char
-        if char.isprintable() or char in kept
-        else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
+__all__ = ["environment_line", "metric_lines", "note", "size_lines"]
 
 
 def note(text: str) -> None:
-    """Tell the user what is going on, beside the result: on stderr."""
+    """Tell the user what is going on; on stderr, which is not the result."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+def size_lines(files: list[dict]) -> list[str]:
+    """Return a row for each checkpoint file."""
+    rows = [("file", "bytes", "float", "")]
+    for file in files:
+        size, before = file["num_bytes"], file.get("float_num_bytes")
+        ratio = f"{size / before:.1%}" if before else ""
+        rows.append((file["name"], megabytes(size), megabytes(before), ratio))
+    return align(rows, left=[0])
+
+
+def metric_lines(tests: list[dict]) -> list[str]:
+    """Return a row for each metric of each test set, and for its speed."""
+    from speechbrain_stablequant.report.rows import speed_rows, test_rows
+
+    rows = [("test set", "metric", "float", "quantized", "change [95 %]")]
+    for test in tests:
+        rows += [(test["name"], *row) for row in test_rows(test)]
+        rows += [(test["name"], *row) for row in speed_rows(test)]
+    return align(rows, [0, 1]) if len(rows) > 1 else ["no test set was scored"]
+
+
+def environment_line(environment: dict) -> list[str]:
+    """Return hardware and versions in one line, if they are known."""
+    if not environment:
+        return []
+    shown = {k: v for k, v in environment.items() if k != "features"}
+    return ["on " + ", ".join(f"{k} {v}" for k, v in shown.items())]

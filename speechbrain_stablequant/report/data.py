@@ -1,4 +1,4 @@
-"""What a report holds as plain data, beside the scores of its tests."""
+"""Plain data of a report: layers, histograms, items and the environment."""
 
 import contextlib
 import platform
@@ -8,7 +8,6 @@ from pathlib import Path
 import speechbrain
 import torch
 
-from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.metrics.metric import Item, Metric
@@ -21,21 +20,15 @@ __all__ = [
     "histogram_rows",
     "item_rows",
     "layer_rows",
-    "width",
 ]
 
 FLOAT = "W32"
 
 
 def bits_of(plan: LayerPlan) -> str:
-    """Return the width of a layer as options spell it: ``W8A8``, ``W4``."""
+    """Return the bit widths of a layer as options spell them: ``W8A8``, ``W4``."""
     inputs = {p.scheme.bits for p in plan.inputs.values()}
     return f"W{plan.weight.bits}" + (f"A{max(inputs)}" if inputs else "")
-
-
-def width(bits: str) -> tuple[int, int]:
-    """Order widths from narrow to wide, float last."""
-    return parse_bits(bits)
 
 
 def layer_rows(planned: Planned) -> list[dict]:
@@ -110,8 +103,8 @@ def item_rows(
 ) -> dict[str, dict]:
     """Return what each utterance adds to each metric, of both passes.
 
-    Items of metrics over pairs of utterances (EER) are embeddings, a kilobyte
-    each; they are left out, with ``pairs`` to say so.
+    Items of metrics over pairs of utterances (EER) are embeddings of a kilobyte
+    each: they are left out, and ``pairs`` says so.
 
     Arguments
     ---------
@@ -147,7 +140,7 @@ def _sums(items):
 
 
 def environment() -> dict:
-    """Return hardware and versions, to stand beside measured figures.
+    """Return hardware and versions, without which a measured time says little.
 
     Returns
     -------

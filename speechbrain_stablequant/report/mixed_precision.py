@@ -1,7 +1,6 @@
 """What a mixed-precision search found: as text, as CSV and as pictures."""
 
 import csv
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -9,8 +8,8 @@ from typing import Any, Optional
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.format import (
     align,
-    cost_line,
     decimals,
+    finite,
     interval,
     is_number,
     number,
@@ -21,8 +20,8 @@ from speechbrain_stablequant.report.data import (
     FLOAT,
     bits_of,
     layer_rows,
-    width,
 )
+from speechbrain_stablequant.report.rows import cost_line
 
 __all__ = [
     "bits_by_type",
@@ -48,7 +47,7 @@ _SENSITIVITY_FIELDS = (
 
 
 def layer_type(name: str) -> str:
-    """Return a pattern that stands for a layer and its like.
+    """Return the pattern of a layer and those at like places.
 
     It can be used as it is in ``layer_bits`` and ``keep``.
 
@@ -61,7 +60,7 @@ def layer_type(name: str) -> str:
 
 
 def bits_by_type(planned: Planned) -> dict[str, dict[str, tuple[int, int]]]:
-    """Count layers and bytes by type of layer and width.
+    """Count layers and bytes by type of layer and bit widths.
 
     Arguments
     ---------
@@ -71,8 +70,8 @@ def bits_by_type(planned: Planned) -> dict[str, dict[str, tuple[int, int]]]:
     Returns
     -------
     dict
-        By `layer_type` and width (``W4A8``, ``W32`` for float): number of
-        layers, bytes of their weights in a checkpoint.
+        By `layer_type` and bit widths (``W4A8``, ``W32`` for float): number
+        of layers, bytes of their weights in a checkpoint.
     """
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for row in layer_rows(planned):
@@ -83,7 +82,7 @@ def bits_by_type(planned: Planned) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
-    """Return the width that a plan gives each layer of the search.
+    """Return the bit widths that a plan gives each layer of the search.
 
     Arguments
     ---------
@@ -95,7 +94,7 @@ def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
     Returns
     -------
     dict
-        Width by layer, as the candidates spell it.
+        Bit widths by layer, as the candidates spell them.
     """
     options: dict[str, list[str]] = {}
     for row in search["sensitivity"]:
@@ -105,7 +104,8 @@ def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
         layer = plan.layers.get(name)
         bits = FLOAT if layer is None else bits_of(layer)
         weights = parse_bits(bits)[0]
-        # Layers without an input, such as embeddings, have no second width.
+        # Layers without a quantized input, such as embeddings, have no second
+        # bit width: to the search their W4A8 was the same as W4.
         same = [c for c in candidates if parse_bits(c)[0] == weights]
         exact = [c for c in same if parse_bits(c) == parse_bits(bits)]
         found[name] = (exact or same or [bits])[0]
@@ -158,7 +158,7 @@ def _chosen_lines(search: dict) -> list[str]:
 
 
 def bits_lines(counts: Mapping[str, Mapping[str, tuple]]) -> list[str]:
-    """Return a table of layers and megabytes by type and width.
+    """Return a table of layers and megabytes by type and bit widths.
 
     Example
     -------
@@ -168,7 +168,7 @@ def bits_lines(counts: Mapping[str, Mapping[str, tuple]]) -> list[str]:
       Linear       3 (0.250)
     """
     widths = {bits for row in counts.values() for bits in row}
-    ordered = sorted(widths, key=width)
+    ordered = sorted(widths, key=parse_bits)
     rows = [("layers and MB", *ordered, "")]
     for kind, row in counts.items():
         cells = [
@@ -185,18 +185,18 @@ def _sensitive_lines(search: dict, chosen: Mapping[str, str]) -> list[str]:
     for row in search["sensitivity"]:
         by_layer.setdefault(row["layer"], {})[row["bits"]] = row
 
-    def badness(name: str) -> tuple:
+    def sensitivity(name: str) -> tuple:
         rows = by_layer[name].values()
         return tuple(
-            max(map(_finite_or_zero, (row[key] for row in rows)))
+            max(row[key] if is_number(row[key]) else 0.0 for row in rows)
             for key in ("distance", "change")
         )
 
-    most = sorted(by_layer, key=badness, reverse=True)[:_MOST_SENSITIVE]
+    most = sorted(by_layer, key=sensitivity, reverse=True)[:_MOST_SENSITIVE]
     if not most:
         return []
     widths = {bits for name in most for bits in by_layer[name]}
-    ordered = sorted(widths, key=width)
+    ordered = sorted(widths, key=parse_bits)
     rows = [("most sensitive layers, distance", *ordered, "plan")]
     for name in most:
         found = by_layer[name]
@@ -209,7 +209,7 @@ def _sensitive_lines(search: dict, chosen: Mapping[str, str]) -> list[str]:
 
 
 def _table_lines(search: dict) -> list[str]:
-    """Return the front: plans that no other measured one beats."""
+    """Return the measured plans on the Pareto front, and the chosen one."""
     shown = [p for p in search["front"] if p["efficient"] or p["chosen"]]
     digits = decimals(search["float"])
     head = ["Pareto front, search set", "bytes"]
@@ -227,33 +227,29 @@ def _table_lines(search: dict) -> list[str]:
     lines = align(rows)
     rest = len(search["front"]) - len(shown)
     if rest:
-        lines.append(f"  {rest} more were measured and beaten: front.csv")
+        lines.append(f"  {rest} more are Pareto-dominated, see front.csv")
     return lines
 
 
 def _mark(plan: dict) -> str:
     if not plan["chosen"]:
         return "efficient"
-    return "chosen" if plan["efficient"] else "chosen, beaten"
+    return "chosen" if plan["efficient"] else "chosen, dominated"
 
 
 def sort_bits(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Order a mapping by width, from narrow to wide.
+    """Order a mapping by bit widths, from narrow to wide.
 
     Example
     -------
     >>> sort_bits({"W16": 1, "W4A8": 2, "W32": 3})
     {'W4A8': 2, 'W16': 1, 'W32': 3}
     """
-    return dict(sorted(counts.items(), key=lambda item: width(item[0])))
+    return dict(sorted(counts.items(), key=lambda item: parse_bits(item[0])))
 
 
 def _distance(value: Optional[float]) -> str:
     return f"{value:.1e}" if is_number(value) else "-"
-
-
-def _finite_or_zero(value) -> float:
-    return value if is_number(value) else 0.0
 
 
 # -- files -------------------------------------------------------------------
@@ -290,9 +286,9 @@ def save_front(folder: Path, planned: Planned) -> list[Path]:
 
 
 def _front_table(search: dict) -> tuple[tuple, list[dict]]:
-    """Return columns and rows; each width has a column of layer counts."""
+    """Return columns and rows; bit widths have a column of layer counts each."""
     widths = {bits for plan in search["front"] for bits in plan["bits"]}
-    ordered = sorted(widths, key=width)
+    ordered = sorted(widths, key=parse_bits)
     rows = [
         {**plan, **{b: plan["bits"].get(b, 0) for b in ordered}}
         for plan in search["front"]
@@ -306,13 +302,6 @@ def _write_csv(path: Path, fields: tuple, rows: Iterable[dict]) -> Path:
             file, fields, extrasaction="ignore", lineterminator="\n"
         )
         writer.writeheader()
-        for row in rows:
-            writer.writerow({key: _plain(row[key]) for key in fields})
+        # None is an empty cell
+        writer.writerows(map(finite, rows))
     return path
-
-
-def _plain(value):
-    """Return what a cell holds: nothing where a number is not known."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return ""
-    return value

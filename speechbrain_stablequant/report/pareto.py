@@ -1,4 +1,4 @@
-"""Plans as points in a plane of size and metric."""
+"""Plans as points of size and metric, and which are on the Pareto front."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ class FrontPoint:
     group : str
         Points of a group have one colour.
     efficient : bool
-        Whether no other plan is as small and better.
+        Whether the plan is on the Pareto front.
     chosen : bool
         Whether the search chose it.
     """
@@ -118,7 +118,10 @@ class Front:
 
 
 def mark_efficient(points: Iterable[FrontPoint]) -> list[FrontPoint]:
-    """Mark the points that no other one beats in size and metric.
+    """Mark the points on the Pareto front: those that none dominates.
+
+    A point is Pareto-dominated if another one is no larger and no worse, and
+    better in one of the two.
 
     Example
     -------
@@ -128,7 +131,7 @@ def mark_efficient(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     """
     points = list(points)
 
-    def is_beaten(point: FrontPoint) -> bool:
+    def is_dominated(point: FrontPoint) -> bool:
         return not point.is_drawable or any(
             other.ratio <= point.ratio
             and other.value <= point.value
@@ -137,4 +140,6 @@ def mark_efficient(points: Iterable[FrontPoint]) -> list[FrontPoint]:
             if other.is_drawable
         )
 
-    return [dataclasses.replace(p, efficient=not is_beaten(p)) for p in points]
+    return [
+        dataclasses.replace(p, efficient=not is_dominated(p)) for p in points
+    ]

@@ -1,13 +1,12 @@
 """Collect results of test passes and write them down."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_stablequant.core.format import align, finite
+from speechbrain_stablequant.core.format import align, finite, to_json
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.metrics.metric import Item, Metric
@@ -230,14 +229,15 @@ class Report:
 
     def table(self) -> str:
         """Return the table for the terminal and ``train_log.txt``."""
-        lines = [f"PTQ {self.label}"]
-        lines += align(
-            [("", "float", "quantized", "change [95 % interval]")]
-            + [row for test in self.tests for row in test_rows(test)]
-            + [row for test in self.tests for row in speed_rows(test)]
-            + [size_row(file) for file in self.files or []]
-        )
-        lines += self._remarks()
+        rows = [("", "float", "quantized", "change [95 % interval]")]
+        rows += [
+            (f"{test['name']} {label}", *cells)
+            for rows_of in (test_rows, speed_rows)
+            for test in self.tests
+            for label, *cells in rows_of(test)
+        ]
+        rows += [size_row(file) for file in self.files or []]
+        lines = [f"PTQ {self.label}", *align(rows), *self._remarks()]
         return "\n".join(lines)
 
     def announce(self, train_logger=None) -> None:
@@ -296,8 +296,7 @@ class Report:
 
 def _write(path: Path, value, **layout) -> None:
     """Write strict JSON."""
-    text = json.dumps(finite(value), allow_nan=False, **layout)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(to_json(value, **layout) + "\n", encoding="utf-8")
 
 
 def _draw(folder: Path) -> dict[str, Path]:

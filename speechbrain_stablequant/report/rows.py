@@ -1,10 +1,13 @@
-"""Rows of the tables, for the terminal and the page alike."""
+"""What a report says, as rows and lines of text.
+
+The same rows stand in the table of the terminal, in ``stablequant inspect`` and
+on the page.
+"""
 
 from collections.abc import Iterator
 from typing import Optional
 
 from speechbrain_stablequant.core.format import (
-    cost_line,
     decimals,
     interval,
     megabytes,
@@ -13,6 +16,7 @@ from speechbrain_stablequant.core.format import (
 )
 
 __all__ = [
+    "cost_line",
     "cut_text",
     "search_lines",
     "size_row",
@@ -25,8 +29,11 @@ __all__ = [
 Row = tuple[str, str, str, str]
 
 
+# -- tests and sizes ---------------------------------------------------------
+
+
 def test_rows(test: dict) -> Iterator[Row]:
-    """Yield the metrics of a test set: label, float, quantized, change.
+    """Yield the metrics of a test set: name, float, quantized, change.
 
     Arguments
     ---------
@@ -34,19 +41,19 @@ def test_rows(test: dict) -> Iterator[Row]:
         One of the ``tests`` of a report.
     """
     for name, row in test["metrics"].items():
-        values = [row["float"], row["quantized"]]
+        values = row.get("float"), row.get("quantized")
         digits = decimals(*values)
         before, after = (number(value, digits) for value in values)
-        yield f"{test['name']} {name}", before, after, interval(row, digits)
+        yield name, before, after, interval(row, digits)
 
 
-test_rows.__test__ = False  # not a test, whatever pytest makes of the name
+test_rows.__test__ = False  # pytest takes the name for a test's
 
 
 def speed_of(
     test: dict,
 ) -> Optional[tuple[str, Optional[float], Optional[float]]]:
-    """Return what the speed of a test pass is measured in, and its values.
+    """Return the speed of a test pass.
 
     Arguments
     ---------
@@ -56,8 +63,8 @@ def speed_of(
     Returns
     -------
     tuple or None
-        Label, value of the float and of the quantized pass; None where no
-        runtime was measured.
+        What was measured, its value in the float and in the quantized pass;
+        None where the quantized pass ran on no runtime.
     """
     before = test.get("float_speed") or {}
     after = test.get("quantized_speed") or {}
@@ -71,7 +78,7 @@ def speed_of(
 
 
 def speed_rows(test: dict) -> Iterator[Row]:
-    """Yield real-time factor and memory, where a runtime was measured.
+    """Yield speed and memory, where the quantized pass ran on a runtime.
 
     Arguments
     ---------
@@ -82,25 +89,20 @@ def speed_rows(test: dict) -> Iterator[Row]:
     if speed is None:
         return
     label, old, new = speed
-    yield (
-        f"{test['name']} {label}",
-        number(old, 4),
-        number(new, 4),
-        times_as_fast(old, new),
-    )
+    yield label, number(old, 4), number(new, 4), times_as_fast(old, new)
     new = test["quantized_speed"].get("peak_num_bytes")
     if new is not None:
-        old = (test["float_speed"] or {}).get("peak_num_bytes")
+        old = (test.get("float_speed") or {}).get("peak_num_bytes")
         yield (
-            f"{test['name']} peak memory",
-            "-" if old is None else megabytes(old),
+            "peak memory",
+            megabytes(old),
             megabytes(new),
             "process, float model included",
         )
 
 
 def size_row(file: dict) -> Row:
-    """Return the sizes of a checkpoint on disk.
+    """Return the sizes of a checkpoint on disk: name, float, quantized, ratio.
 
     Arguments
     ---------
@@ -114,6 +116,9 @@ def size_row(file: dict) -> Row:
         megabytes(file["num_bytes"]),
         f"{ratio:.1%} of the bytes",
     )
+
+
+# -- weights and search ------------------------------------------------------
 
 
 def weights_line(weights: dict) -> str:
@@ -138,17 +143,43 @@ def cut_text(percentile: float) -> str:
 
 
 def search_lines(search: dict) -> list[str]:
-    """Say which units were flagged, what was cut and what it cost."""
+    """Say which units were flagged, how they were cut and what it cost."""
     if "flagged" not in search:
         return []
-    if not search["flagged"]:
-        lines = ["flagged units: none"]
-    else:
-        lines = ["flagged units:"]
+    lines = ["flagged units:" if search["flagged"] else "flagged units: none"]
     for unit in search["flagged"]:
         rise = search["sensitivity"][unit]["change"]
         rise = "not a number" if rise is None else f"{rise:+.2f}"
         cut = cut_text(search["percentiles"][unit]["chosen"])
         lines.append(f"  {unit}: {rise} with max, {cut}")
-    lines.append(cost_line(search["cost"]))
-    return lines
+    return [*lines, cost_line(search["cost"])]
+
+
+def cost_line(cost: dict) -> str:
+    """Say how much computing a search took.
+
+    Example
+    -------
+    >>> cost_line(
+    ...     {
+    ...         "evaluations": 40,
+    ...         "forward_passes": 4.0,
+    ...         "computed_passes": 2.5,
+    ...         "resumed": 0,
+    ...     }
+    ... )
+    'search: 40 evaluations, 4.0 passes over the search set, of which 2.5 were computed'
+    """
+    if cost["resumed"] and not cost["evaluations"]:
+        count = cost["resumed"]
+        return f"search: all {count} evaluations taken from the journal"
+    line = (
+        f"search: {cost['evaluations']} evaluations, "
+        f"{cost['forward_passes']:.1f} passes over the search set, of which "
+        f"{cost['computed_passes']:.1f} were computed"
+    )
+    if cost.get("seconds") is not None:
+        line += f", in {cost['seconds']:.0f} s"
+    if cost["resumed"]:
+        line += f"; {cost['resumed']} resumed"
+    return line

@@ -1,4 +1,4 @@
-"""Which pictures a report has: from plain data to figures."""
+"""Which pictures a page has, and drawing them from the data of a report."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,8 +61,8 @@ def draw_pictures(report: dict, histograms: Sequence[dict]) -> list[Picture]:
     Returns
     -------
     list of Picture
-        A picture that fails is left out, with a warning: one of them is not
-        worth the others.
+        A picture that fails is left out, with a warning: the others are still
+        of use.
     """
     found = []
     for name, title, draw in _drawings(report, histograms):
@@ -104,7 +104,7 @@ def _drawings(report: dict, histograms) -> Iterator[Drawing]:
     if report.get("layers"):
         yield (
             "bits",
-            "Width of each layer, and its bytes",
+            "Bit widths and size of each layer",
             lambda: plots.bits_figure(report["layers"], layer_type),
         )
     if histograms:
@@ -119,7 +119,7 @@ def _search_drawings(report: dict) -> Iterator[Drawing]:
             "Metric against size, and what was chosen",
             lambda: plots.front_figure(Front.from_search(search)),
         )
-        title = "Change of the output by layer and width"
+        title = "Change of the output by layer and bit widths"
         yield (
             "sensitivity",
             title,
@@ -130,7 +130,7 @@ def _search_drawings(report: dict) -> Iterator[Drawing]:
     elif "flagged" in search:
         threshold = report["plan"]["settings"].get("flag_threshold")
         unit = _unit(report, search)
-        title = "Change of the metric by unit quantized alone"
+        title = "Change of the metric, each search unit quantized alone"
         yield (
             "sensitivity",
             title,
@@ -159,7 +159,7 @@ def _histogram_drawings(rows: list[dict]) -> Iterator[Drawing]:
     for index, group in enumerate(_groups(rows)):
         first, last = group[0]["unit"], group[-1]["unit"]
         name = first if first == last else f"{first} … {last}"
-        # The default holds the group of this turn.
+        # A default binds the group now; else all would draw the last one.
         yield (
             f"inputs-{index}",
             name,

@@ -1,6 +1,5 @@
-"""Fill the template of the page."""
+"""The page: read the files of a run, draw, and fill the template."""
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,12 +8,16 @@ from typing import Union
 import jinja2
 from markupsafe import Markup, escape
 
-from speechbrain_stablequant.artifacts.report_schema import read_report
-from speechbrain_stablequant.core.format import cost_line, megabytes, number
+from speechbrain_stablequant.artifacts.report_schema import (
+    read_histograms,
+    read_report,
+)
+from speechbrain_stablequant.core.format import megabytes, number
 from speechbrain_stablequant.errors import ExperimentError
 from speechbrain_stablequant.report.page import facts
 from speechbrain_stablequant.report.page.svg import inline_svg
 from speechbrain_stablequant.report.rows import (
+    cost_line,
     cut_text,
     search_lines,
     speed_rows,
@@ -23,24 +26,111 @@ from speechbrain_stablequant.report.rows import (
 
 __all__ = ["fill_page", "make_page", "render_page", "write_page"]
 
+PAGE, PLOTS = "report.html", "plots"
 _TEMPLATES = Path(__file__).parent / "template"
 _METHODS = {
     "stablequant": (
-        "Each unit was quantized alone with ranges by max; for those that "
+        "Each search unit was quantized alone with ranges by max; for those that "
         "cost the metric more than the threshold, the percentile at which "
         "their activations are cut was searched."
     ),
     "mixed_precision": (
-        "Each layer was quantized alone to each width; of the plans that "
-        "looked best, the one chosen keeps the budget when measured as a "
+        "Each layer was quantized alone to each bit width. Of the most "
+        "promising plans, the one chosen keeps the budget when measured as a "
         "whole."
     ),
-    "uniform": "All layers have the same widths and the same observer.",
+    "uniform": "All layers have the same bit widths and the same observer.",
     "quantization_aware": (
         "The model was trained on with quantized layers before it was scored."
     ),
     "manual": "The plan was given.",
 }
+# What data of another shape leads to, anywhere on the way to a page
+_HOLES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    jinja2.TemplateError,
+)
+
+
+# -- from files ------------------------------------------------------------
+
+
+def write_page(folder: Union[str, Path], published: bool = False) -> Path:
+    """Make ``report.html`` and the pictures of ``plots`` again.
+
+    Without ``histograms.json`` the page is made without these pictures.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The ``ptq`` folder, with its ``report.json``.
+    published : bool
+        Whether it is a published folder: ``plots`` is left out, and the page
+        names no files that such a folder does not have.
+
+    Returns
+    -------
+    Path
+        The page; it opens without a network.
+
+    Raises
+    ------
+    ExperimentError
+        If the report is missing, or a file damaged or not of this package.
+    """
+    return make_page(folder, published)[0]
+
+
+def make_page(
+    folder: Union[str, Path], published: bool = False
+) -> tuple[Path, dict[str, Path]]:
+    """Do what `write_page` does; return the PNG of each picture as well."""
+    from speechbrain_stablequant.report.page.pictures import draw_pictures
+    from speechbrain_stablequant.report.plots import save_figure
+
+    folder = Path(folder)
+    report, histograms = _read(folder)
+    try:
+        pictures = draw_pictures(report, histograms)
+        html = fill_page(report, pictures, published)
+    except _HOLES as err:
+        raise ExperimentError(
+            f"{folder / 'report.json'} is damaged, or of another version of "
+            f"this package ({type(err).__name__}: {err}). Run the recipe "
+            "again with --test_only."
+        ) from err
+    saved = {
+        picture.name: save_figure(
+            picture.figure, folder / PLOTS / picture.name, picture.svg
+        )[0]
+        for picture in pictures
+        if picture.is_file and not published
+    }
+    page = folder / PAGE
+    page.write_text(html, encoding="utf-8")
+    return page, saved
+
+
+def _read(folder: Path) -> tuple[dict, list[dict]]:
+    path = folder / "report.json"
+    if not path.is_file():
+        hint = "Run the recipe with the ptq block, to its end."
+        if (folder / "ptq" / "report.json").is_file():
+            hint = f"Did you mean {folder / 'ptq'}?"
+        raise ExperimentError(f"{path} is not there. {hint}")
+    report = read_report(path)
+    # Always this name: a report from elsewhere must not name another file.
+    histograms = folder / "histograms.json"
+    if not report.get("histograms") or not histograms.is_file():
+        return report, []  # the page says that there are none
+    return report, read_histograms(histograms)
+
+
+# -- from data ------------------------------------------------------------
 
 
 def render_page(
@@ -111,7 +201,11 @@ def _facts(report: dict) -> dict:
         "needs_checkpoint": facts.needs_checkpoint(report),
         "widths": {row["bits"] for row in report.get("layers", ())},
         "rest": facts.REST in facts.size_parts(report)["quantized"],
-        "speed": [r for test in report["tests"] for r in speed_rows(test)],
+        "speed": [
+            (f"{test['name']} {label}", *cells)
+            for test in report["tests"]
+            for label, *cells in speed_rows(test)
+        ],
         "num_bytes": sum(file["num_bytes"] for file in files),
         "float_num_bytes": sum(file["float_num_bytes"] for file in files),
         "clipping": facts.clipping_rows(report),
@@ -149,115 +243,3 @@ def _template() -> jinja2.Template:
     environment.filters["cut"] = cut_text
     environment.filters["signed"] = lambda value: number(value, signed=True)
     return environment.get_template("report.html")
-
-
-PAGE, PLOTS = "report.html", "plots"
-# What data of another shape leads to, anywhere in the making of a page
-_HOLES = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    jinja2.TemplateError,
-)
-
-
-def write_page(folder: Union[str, Path], published: bool = False) -> Path:
-    """Make ``report.html`` and the pictures of ``plots`` again.
-
-    Without ``histograms.json`` the page is made without these pictures.
-
-    Arguments
-    ---------
-    folder : str or Path
-        The ``ptq`` folder, with its ``report.json``.
-    published : bool
-        Whether it is a published folder: ``plots`` is left out, and the page
-        names no files that such a folder does not have.
-
-    Returns
-    -------
-    Path
-        The page; it opens without a network.
-
-    Raises
-    ------
-    ExperimentError
-        If the report is missing, or a file damaged or not of this package.
-    """
-    return make_page(folder, published)[0]
-
-
-def make_page(
-    folder: Union[str, Path], published: bool = False
-) -> tuple[Path, dict[str, Path]]:
-    """Do what `write_page` does; return the PNG of each picture as well."""
-    from speechbrain_stablequant.report.page.pictures import draw_pictures
-    from speechbrain_stablequant.report.plots import save_figure
-
-    folder = Path(folder)
-    report, histograms = _read(folder)
-    try:
-        pictures = draw_pictures(report, histograms)
-        html = fill_page(report, pictures, published)
-    except _HOLES as err:
-        raise ExperimentError(
-            f"{folder / 'report.json'} is damaged, or of another version of "
-            f"this package ({type(err).__name__}: {err}). Run the recipe "
-            "again with --test_only."
-        ) from err
-    saved = {
-        picture.name: save_figure(
-            picture.figure, folder / PLOTS / picture.name
-        )[0]
-        for picture in pictures
-        if picture.is_file and not published
-    }
-    page = folder / PAGE
-    page.write_text(html, encoding="utf-8")
-    return page, saved
-
-
-def _read(folder: Path) -> tuple[dict, list[dict]]:
-    path = folder / "report.json"
-    if not path.is_file():
-        hint = "Run the recipe with the ptq block, to its end."
-        if (folder / "ptq" / "report.json").is_file():
-            hint = f"Did you mean {folder / 'ptq'}?"
-        raise ExperimentError(f"{path} is not there. {hint}")
-    report = read_report(path)
-    name = report.get("histograms")
-    if not name:
-        return report, []
-    # Not the name in the file: a report from elsewhere names no other file.
-    return report, _read_histograms(folder / "histograms.json")
-
-
-def _read_histograms(path: Path) -> list[dict]:
-    advice = "Run the recipe again with --test_only"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []  # the page says so
-    except (OSError, ValueError, RecursionError) as err:
-        raise ExperimentError(
-            f"Cannot read the histograms {path}: {err}. {advice}."
-        ) from err
-    if not isinstance(rows, list) or not all(map(_is_histogram, rows)):
-        raise ExperimentError(
-            f"{path} has no histograms of this package. {advice}."
-        )
-    return rows
-
-
-def _is_histogram(row) -> bool:
-    return (
-        isinstance(row, dict)
-        and all(isinstance(row.get(k), str) for k in ("layer", "input"))
-        and all(
-            isinstance(row.get(k), (int, float)) for k in ("low", "bin_width")
-        )
-        and isinstance(row.get("counts"), list)
-        and all(isinstance(c, int) and c >= 0 for c in row["counts"])
-    )

@@ -1,16 +1,15 @@
 """Pictures of a report; the only code that needs matplotlib.
 
-Drawn on figures of their own, so that a program that plots too keeps its
-backend and its style. The same data gives the same bytes. One module a
-picture, each with a function that returns its figure.
+Each function takes plain data and returns a figure of its own, so that a
+program that plots too keeps its backend and its style. The same data gives the
+same bytes.
 """
 
 from speechbrain_stablequant.report.plots.bars import sizes_figure, speed_figure
 from speechbrain_stablequant.report.plots.bits import bits_figure
-from speechbrain_stablequant.report.plots.front import front_figure, plot_front
+from speechbrain_stablequant.report.plots.front import front_figure
 from speechbrain_stablequant.report.plots.histograms import histograms_figure
 from speechbrain_stablequant.report.plots.sensitivity import (
-    plot_sensitivity,
     sensitivity_figure,
     units_figure,
 )
@@ -20,8 +19,6 @@ __all__ = [
     "bits_figure",
     "front_figure",
     "histograms_figure",
-    "plot_front",
-    "plot_sensitivity",
     "save_figure",
     "sensitivity_figure",
     "sizes_figure",

@@ -1,4 +1,4 @@
-"""Which layer has which width, and what that makes of its bytes."""
+"""Bit widths and size of each layer."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,7 @@ from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
+    draw_bytes,
     label_names,
     styled,
 )
@@ -23,10 +24,10 @@ _MOST_LAYERS = 48  # one row each; beyond, layers of a type share one
 
 @styled()
 def bits_figure(rows: Sequence[dict], type_of) -> Figure:
-    """Draw the width of each layer, beside its bytes before and after.
+    """Draw the bit widths of each layer, beside its bytes before and after.
 
     In models with many layers those of one type share a row, with the number
-    of layers of each width.
+    of layers that have each bit width.
 
     Arguments
     ---------
@@ -57,12 +58,17 @@ def bits_figure(rows: Sequence[dict], type_of) -> Figure:
         np.arange(len(names)) + 0.5, label_names(names), fontsize=7
     )
     _draw_cells(cells, table, widths, with_counts=many)
-    _draw_bytes(bars, table)
+    rows_of = [sum(found.values(), []) for found in table.values()]
+    draw_bytes(bars, rows_of, "quantized")
+    bars.xaxis.set_major_locator(MaxNLocator(4))
+    figure.legend(
+        loc="outside lower right", ncols=2, frameon=False, handlelength=1
+    )
     return figure
 
 
 def _grouped(rows, type_of) -> dict[str, dict[str, list[dict]]]:
-    """Return rows by layer (or type) and width."""
+    """Return rows by layer (or type) and bit widths."""
     table: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
         found = table.setdefault(type_of(row["layer"]), {})
@@ -92,20 +98,3 @@ def _draw_cells(axes, table, widths, with_counts: bool) -> None:
     axes.set_xticks(np.arange(len(widths)) + 0.5, widths, fontsize=8)
     axes.grid(axis="y", color=COLORS["light"], linewidth=0.5)
     axes.set_axisbelow(True)
-
-
-def _draw_bytes(axes, table) -> None:
-    """Draw the bytes of each row, in float and as planned."""
-    before, after = (
-        [sum(r[key] for rows in found.values() for r in rows) / 1e6 for found in table.values()]
-        for key in ("float_num_bytes", "num_bytes")
-    )  # fmt: skip
-    places = np.arange(len(table)) + 0.5
-    axes.barh(places, before, 0.72, color=COLORS["light"], label="float")
-    axes.barh(places, after, 0.72, color=COLORS["blue"], label="quantized")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.tick_params(labelleft=False)
-    axes.set_title("MB, weights and scales", fontsize=9)
-    axes.figure.legend(
-        loc="outside lower right", ncols=2, frameon=False, handlelength=1
-    )

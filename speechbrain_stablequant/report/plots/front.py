@@ -1,9 +1,8 @@
-"""The Pareto front: the metric against the size."""
+"""The Pareto front: the metric of plans against their size."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Optional
 
 from matplotlib.figure import Figure
@@ -24,11 +23,10 @@ from speechbrain_stablequant.report.pareto import Front, FrontPoint
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     power_label,
-    save_figure,
     styled,
 )
 
-__all__ = ["front_figure", "plot_front"]
+__all__ = ["front_figure"]
 
 _MARKERS = "os^DvPX<>*hp"
 _PALETTE = ("blue", "yellow", "red", "purple", "sky", "ink")
@@ -36,24 +34,6 @@ _TICKS = (
     1 / 32, 0.045, 1 / 16, 0.09, 1 / 8, 0.18, 1 / 4, 0.35, 1 / 2, 0.7, 1.0,
 )  # fmt: skip
 _SAME_SIZE = 1.03  # points whose sizes differ by less are set side by side
-
-
-def plot_front(front: Front, stem: Path) -> list[Path]:
-    """Draw `front_figure` into a PNG and an SVG.
-
-    Arguments
-    ---------
-    front : Front
-        What to draw.
-    stem : Path
-        Where to, without an ending.
-
-    Returns
-    -------
-    list of Path
-        Both files.
-    """
-    return save_figure(front_figure(front), stem)
 
 
 @styled()
@@ -93,8 +73,8 @@ def front_figure(front: Front) -> Figure:
 def _limits(front: Front) -> tuple[float, float]:
     """Return the ends of the vertical axis.
 
-    A linear axis that shows the budget; plans far beyond it are arrows at the
-    upper end, for one of them would flatten all others into a line.
+    The axis is linear and shows the budget. Plans far beyond it become arrows at
+    the upper end: one of them would flatten all others into a line.
     """
     points = front.everything
     values = [p.value for p in points]
@@ -108,7 +88,7 @@ def _limits(front: Front) -> tuple[float, float]:
     for point in points:
         if point.chosen:
             reach += [3 * abs(point.value - base), _half_width(point) * 2]
-    # With nothing chosen, what most points need
+    # Where nothing was chosen, show 70 % of the points well.
     spread = sorted(abs(v - base) for v in values)
     if front.extra:
         reach.append(1.5 * spread[int(0.7 * (len(spread) - 1))])
@@ -227,7 +207,7 @@ def _draw_points(axes, front: Front, top: float) -> None:
 
 
 def _draw_extra(axes, front: Front, top: float) -> None:
-    """Draw each of the others with a marker of its own."""
+    """Draw each of the extra points with a marker of its own."""
     points = [p for p in front.extra if p.is_drawable]
     places = _side_by_side(points)
     drawn = [
@@ -259,7 +239,7 @@ def _draw_extra(axes, front: Front, top: float) -> None:
 
 
 def _side_by_side(points: Sequence[FrontPoint]) -> list[float]:
-    """Return where to draw points, so that equal sizes do not cover others."""
+    """Return sizes to draw points at, so that none covers another."""
     order = sorted(range(len(points)), key=lambda i: points[i].ratio)
     groups: list[list[int]] = []
     for index in order:

@@ -1,76 +1,54 @@
-"""Sensitivity of layers: which one bears which width."""
+"""Sensitivity: what quantizing one layer, or one search unit, alone costs.
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Optional
+`sensitivity_figure` is for mixed precision, by layer and bit widths;
+`units_figure` for StableQuant, by search unit.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Callable, Optional
 
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.format import is_number
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
+    draw_bytes,
     label_names,
     power_label,
-    save_figure,
     styled,
 )
 from speechbrain_stablequant.report.rows import cut_text
 
-__all__ = ["plot_sensitivity", "sensitivity_figure", "units_figure"]
+__all__ = ["sensitivity_figure", "units_figure"]
 
-_MOST_LAYERS = 90  # rows that a page bears
+_MOST_LAYERS, _MOST_UNITS = 90, 60  # more rows do not fit on a page
 
 
-def plot_sensitivity(
-    search: dict,
-    chosen: Mapping[str, str],
-    layers: Sequence[dict],
-    stem: Path,
-) -> list[Path]:
-    """Draw `sensitivity_figure` into a PNG and an SVG.
-
-    Arguments
-    ---------
-    search : dict
-        The report of the search.
-    chosen : dict
-        Width of each layer in the plan.
-    layers : sequence of dict
-        ``layers`` of the report.
-    stem : Path
-        Where to, without an ending.
-
-    Returns
-    -------
-    list of Path
-        Both files.
-    """
-    return save_figure(sensitivity_figure(search, chosen, layers), stem)
+# -- layers ------------------------------------------------------------------
 
 
 @styled()
 def sensitivity_figure(
     search: dict, chosen: Mapping[str, str], layers: Sequence[dict]
 ) -> Figure:
-    """Draw what each width of each layer does to the output, alone.
+    """Draw what quantizing each layer alone, to each bit width, does.
 
-    A map of layers and widths. A cell that the plan has is framed; a number
-    in it is a change of the metric that is not by chance. Beside it the bytes
-    of each layer's weights and scales, before and after.
+    A map of layers and bit widths. The plan's cells are framed; a number in a
+    cell is a change of the metric whose interval excludes 0. Beside it the
+    bytes of each layer's weights and scales, before and after.
 
     Arguments
     ---------
     search : dict
         The report of the search.
     chosen : dict
-        Width of each layer in the plan.
+        Bit widths of each layer in the plan.
     layers : sequence of dict
         ``layers`` of the report.
 
@@ -95,7 +73,7 @@ def sensitivity_figure(
     shown = "layers"
     if len(names) < len(cells):
         shown = f"most sensitive of {len(cells)}"
-    # Over both parts: with two widths the first is narrower than the words.
+    # Over both parts: with two columns the map is narrower than the title.
     figure.suptitle(
         f"Layers quantized alone; {len(names)} {shown}",
         x=0.01, ha="left", fontsize=10,
@@ -104,24 +82,29 @@ def sensitivity_figure(
     _draw_changes(heat, mesh, cells, names, ordered)
     _draw_scale(figure, heat, mesh, search["metric"])
     _draw_chosen(heat, chosen, names, ordered)
-    _draw_sizes(bars, layers, names)
+    own = {name: [r for r in layers if r["layer"] == name] for name in names}
+    draw_bytes(bars, own.values(), "plan (framed)")
+    bars.legend(loc="upper left", bbox_to_anchor=(0, 0))
     return figure
 
 
 def _most_sensitive(cells) -> list[str]:
     """Return the layers to draw, in the order of the model."""
 
-    def badness(name: str) -> float:
+    def largest(name: str) -> float:
         return max(_finite(row["distance"]) for row in cells[name].values())
 
-    if len(cells) <= _MOST_LAYERS:
-        return list(cells)
-    most = set(sorted(cells, key=badness, reverse=True)[:_MOST_LAYERS])
-    return [name for name in cells if name in most]
+    return _largest(cells, largest, _MOST_LAYERS)
+
+
+def _largest(names: Collection[str], key: Callable, most: int) -> list[str]:
+    """Return the names with the largest keys, in their own order."""
+    shown = set(sorted(names, key=key, reverse=True)[:most])
+    return [name for name in names if name in shown]
 
 
 def _finite(value: Optional[float]) -> float:
-    return value if value is not None and math.isfinite(value) else 0.0
+    return value if is_number(value) else 0.0
 
 
 def _draw_cells(axes, cells, names, widths):
@@ -154,7 +137,7 @@ def _draw_cells(axes, cells, names, widths):
 
 
 def _draw_changes(axes, mesh, cells, names, widths) -> None:
-    """Write down the changes of the metric that are not by chance."""
+    """Write down the changes of the metric whose interval excludes 0."""
     for i, name in enumerate(names):
         for j, bits in enumerate(widths):
             row = cells[name].get(bits)
@@ -202,34 +185,14 @@ def _draw_chosen(axes, chosen, names, widths) -> None:
         )
 
 
-def _draw_sizes(axes, layers, names) -> None:
-    """Draw the bytes of each layer, in float and as planned."""
-    before, after = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    for row in layers:
-        if row["layer"] in before:
-            before[row["layer"]] += row["float_num_bytes"] / 1e6
-            after[row["layer"]] += row["num_bytes"] / 1e6
-    before, after = list(before.values()), list(after.values())
-    places = np.arange(len(names)) + 0.5
-    axes.barh(places, before, 0.72, color=COLORS["light"], label="float")
-    axes.barh(places, after, 0.72, color=COLORS["blue"], label="plan (framed)")
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.tick_params(length=0, labelleft=False)
-    axes.xaxis.tick_top()
-    axes.set_title("MB, weights and scales", fontsize=9)
-    axes.spines["right"].set_visible(False)
-    axes.spines["bottom"].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0))
-
-
-_MOST_UNITS = 60  # rows that a page bears
+# -- units -------------------------------------------------------------------
 
 
 @styled()
 def units_figure(
     search: dict, threshold: Optional[float], unit: str = "points"
 ) -> Figure:
-    """Draw the change of the metric by unit, flagged ones in red.
+    """Draw the change of the metric by search unit, flagged ones in red.
 
     Arguments
     ---------
@@ -238,7 +201,7 @@ def units_figure(
     threshold : float, optional
         Change from which a unit is flagged, ``flag_threshold``.
     unit : str
-        Unit of a change.
+        Unit of measure of a change, such as ``points``.
 
     Returns
     -------
@@ -286,15 +249,13 @@ def _title(shown: int, count: int, threshold: Optional[float]) -> str:
 def _shown(rows: Mapping[str, dict]) -> dict[str, dict]:
     """Return the rows to draw, in the order of the model."""
 
-    def badness(name: str) -> tuple:
+    def sensitivity(name: str) -> tuple:
         change = rows[name]["change"]
         known = is_number(change)
         return rows[name]["flagged"], not known, change if known else 0.0
 
-    if len(rows) <= _MOST_UNITS:
-        return dict(rows)
-    most = set(sorted(rows, key=badness, reverse=True)[:_MOST_UNITS])
-    return {name: row for name, row in rows.items() if name in most}
+    names = _largest(rows, sensitivity, _MOST_UNITS)
+    return {name: rows[name] for name in names}
 
 
 def _reach(rows, threshold: Optional[float]) -> tuple[float, float]:

@@ -4,17 +4,20 @@ import contextlib
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Optional
 
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from speechbrain_stablequant.report.colors import COLORS
 
 __all__ = [
     "COLORS",
     "bare",
+    "draw_bytes",
     "label_names",
     "power_label",
     "save_figure",
@@ -48,7 +51,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(
+    figure: Figure, stem: Path, svg: Optional[str] = None
+) -> list[Path]:
     """Write a figure as PNG and as SVG.
 
     Arguments
@@ -57,18 +62,20 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         The figure.
     stem : Path
         Where to, without an ending.
+    svg : str, optional
+        The result of `svg_text` where it is known: drawing takes time.
 
     Returns
     -------
     list of Path
-        Both files.
+        The PNG and the SVG.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    svg, png = (stem.with_name(stem.name + end) for end in (".svg", ".png"))
-    svg.write_text(svg_text(figure), encoding="utf-8")
+    png, vector = (stem.with_name(stem.name + end) for end in (".png", ".svg"))
+    vector.write_text(svg or svg_text(figure), encoding="utf-8")
     with styled():
         figure.savefig(png, dpi=150, metadata={"Software": None})
-    return [png, svg]
+    return [png, vector]
 
 
 def svg_text(figure: Figure) -> str:
@@ -97,6 +104,34 @@ def bare(axes) -> None:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def draw_bytes(axes, rows: Iterable[Sequence[dict]], label: str) -> None:
+    """Draw megabytes in float and as planned, below each other.
+
+    Arguments
+    ---------
+    axes : matplotlib.axes.Axes
+        What to draw on; a row is one unit of its vertical axis high.
+    rows : iterable of sequences of dict
+        For each bar the ``layers`` of a report whose bytes add up to it.
+    label : str
+        What the legend calls the bytes as planned.
+    """
+    rows = list(rows)
+    places = [place + 0.5 for place in range(len(rows))]
+    for key, color, name in (
+        ("float_num_bytes", "light", "float"),
+        ("num_bytes", "blue", label),
+    ):
+        sizes = [sum(row[key] for row in found) / 1e6 for found in rows]
+        axes.barh(places, sizes, 0.72, color=COLORS[color], label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.tick_params(length=0, labelleft=False)
+    axes.xaxis.tick_top()
+    axes.set_title("MB, weights and scales", fontsize=9)
+    for side in ("right", "bottom"):
+        axes.spines[side].set_visible(False)
 
 
 def power_label(value: float, _=None) -> str:

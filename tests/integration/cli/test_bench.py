@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_stablequant.cli.timing import agreement
 from speechbrain_stablequant.publishing.load import LoadedModel, load_model
+from speechbrain_stablequant.publishing.measure import agreement
 from tests.integration import publishing, toy
 from tests.integration.cli.test_export import publish_lm
 from tests.integration.folders import strict_json

@@ -196,7 +196,7 @@ def test_damaged_checkpoint_is_no_tokenizer(stablequant, tmp_path):
         ("broken.json", '{"layers": ', ["broken.json", "JSON"]),
         ("foreign.json", '{"a": 1}', ["neither a plan", "nor a report"]),
         ("list.json", "[1, 2]", ["neither a plan"]),
-        ("text.ckpt", "0 => a\n", ["text.ckpt", "no quantized checkpoint"]),
+        ("text.ckpt", "0 => a\n", ["text.ckpt", "not a quantized checkpoint"]),
         ("empty.ckpt", "", ["empty.ckpt"]),
         ("plan.json", '{"layers": {"a": {"weigth": {}}}}', ["weight"]),
     ],

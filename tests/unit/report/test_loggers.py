@@ -13,7 +13,7 @@ from speechbrain.utils.train_logger import (
 from speechbrain_stablequant.report import Report
 from speechbrain_stablequant.report.loggers import logged_values
 from tests.unit.report.helpers import flagging_search, planned, with_statistics
-from tests.unit.report.test_data import NAN, Item, result
+from tests.unit.report.test_report import NAN, Item, result
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import pytest
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.report import Report, render_page, write_page
 from speechbrain_stablequant.report.page import facts, pictures
+from speechbrain_stablequant.report.page.render import fill_page
 from tests.unit.report.helpers import (
     flagging_search,
     planned,
     search_report,
     with_statistics,
 )
-from tests.unit.report.test_data import result
+from tests.unit.report.test_report import result
 
 EVIL = '<script>alert("x")</script>&$a$"\'><img src=x onerror=y>'
 PICTURES = {
@@ -66,9 +67,19 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("made") / "ptq", "stablequant")
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return make(tmp_path / "ptq", "stablequant")
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "ptq")
+
+
+@pytest.fixture
+def report(made):
+    return json.loads((made / "report.json").read_text())
 
 
 def make(folder, method, name="test"):
@@ -274,37 +285,35 @@ def test_page_of_a_published_folder_names_no_other_files(folder, tmp_path):
     assert "histograms.json" not in page.text
 
 
-def test_trained_integers_are_not_given_again_by_the_plan(folder):
-    report = json.loads((folder / "report.json").read_text())
+def test_trained_integers_are_not_given_again_by_the_plan(report):
     assert (
         "{plan: <output_folder>/ptq/plan.json}"
-        in Page(render_page(report)).text
+        in Page(fill_page(report, [])).text
     )
     report["plan"]["method"] = "quantization_aware"
     report["histograms"] = None
-    page = Page(render_page(report))
+    page = Page(fill_page(report, []))
     assert "were trained: plan.json alone does not" in page.text
     assert "--ptq" not in page.text
     assert "The ranges were trained with the model" in page.text
     assert "plan was given" not in page.text
     report["plan"]["method"] = "uniform"
     report["layers"][0]["rounding"] = "gptq"
-    page = Page(render_page(report))
+    page = Page(fill_page(report, []))
     assert "fitted to calibration data: plan.json alone" in page.text
 
 
-def test_metrics_without_a_known_direction_have_no_verdict(folder):
-    report = json.loads((folder / "report.json").read_text())
+def test_metrics_without_a_known_direction_have_no_verdict(report):
     row = {"float": 3.1, "quantized": 2.9, "change": -0.2, "low": -0.3}
     row.update(high=-0.1, items=3, unit="", lower_is_better=None)
     report["tests"][0]["metrics"] = {"pesq": row}
-    page = Page(render_page(report))
+    page = Page(fill_page(report, []))
     assert "-0.20 -0.30 to -0.10" in page.text
     assert "Whether pesq should rise or fall is not known" in page.text
     assert "Lower is better" not in page.text
     assert "badge better" not in {a.get("class") for a in page.named("span")}
     row["lower_is_better"] = False
-    page = Page(render_page(report))
+    page = Page(fill_page(report, []))
     assert "badge worse" in {a.get("class") for a in page.named("span")}
 
 
@@ -316,14 +325,13 @@ def test_metrics_without_a_known_direction_have_no_verdict(folder):
         ({"float": None, "change": ...}, "- 13.00 % float was not scored"),
     ],
 )
-def test_what_is_no_number_is_not_unscored(folder, change, text):
-    report = json.loads((folder / "report.json").read_text())
+def test_what_is_no_number_is_not_unscored(report, change, text):
     row = report["tests"][0]["metrics"]["WER"]
     row.update({"float": 12.0, "quantized": 13.0, "low": None, "high": None})
     row.update(change)
     row = {key: value for key, value in row.items() if value is not ...}
     report["tests"][0]["metrics"]["WER"] = row
-    assert text in Page(render_page(report)).text
+    assert text in Page(fill_page(report, [])).text
 
 
 def test_the_headline_is_what_a_search_would_go_by(folder):
@@ -342,8 +350,7 @@ def test_the_headline_is_what_a_search_would_go_by(folder):
     assert facts.verdict(report).startswith("WER ")
 
 
-def test_sizes_add_up_to_the_files(folder):
-    report = json.loads((folder / "report.json").read_text())
+def test_sizes_add_up_to_the_files(report):
     sizes = facts.size_parts(report)
     assert "buffers and header" not in sizes["float"]  # tensors in no file
     report["files"][0].update(float_num_bytes=40_000, num_bytes=30_000)
@@ -353,20 +360,18 @@ def test_sizes_add_up_to_the_files(folder):
     assert "buffers and header" in Page(render_page(report)).text
 
 
-def test_a_unit_that_was_not_cut_is_said_to_be_so(folder):
-    report = json.loads((folder / "report.json").read_text())
+def test_a_unit_that_was_not_cut_is_said_to_be_so(report):
     (cut,) = report["search"]["percentiles"].values()
     cut.update(chosen=100.0, confirmed={"100.0": {"change": 0.1}})
-    text = Page(render_page(report)).text
+    text = Page(fill_page(report, [])).text
     assert "not cut +0.10" in text
     assert "100 %" not in text
 
 
-def test_huge_values_have_a_power_of_ten(folder):
-    report = json.loads((folder / "report.json").read_text())
+def test_huge_values_have_a_power_of_ten(report):
     row = report["tests"][0]["metrics"]["WER"]
     row.update(quantized=1e300, change=1e300, low=1e299, high=1e301)
-    text = Page(render_page(report)).text
+    text = Page(fill_page(report, [])).text
     assert "+1e+300 points" in text
     assert "+1e+299 to +1e+301" in text
     assert "0000000" not in text

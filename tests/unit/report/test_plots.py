@@ -40,6 +40,15 @@ def groups(path) -> dict:
     return found
 
 
+def draw_front(front, stem):
+    return plots.save_figure(plots.front_figure(front), stem)
+
+
+def draw_sensitivity(search, chosen, rows, stem):
+    figure = plots.sensitivity_figure(search, chosen, rows)
+    return plots.save_figure(figure, stem)
+
+
 def check_png(path):
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
@@ -49,7 +58,7 @@ def check_png(path):
 
 
 def test_front(search, tmp_path):
-    png, svg = plots.plot_front(Front.from_search(search), tmp_path / "front")
+    png, svg = draw_front(Front.from_search(search), tmp_path / "front")
     check_png(png)
     found = groups(svg)
     assert found["measured"] == 1  # the one that is nan cannot be drawn
@@ -66,7 +75,7 @@ def test_front(search, tmp_path):
 
 def test_a_budget_of_size_is_drawn(search, tmp_path):
     search["budget"] = {"target_size": 0.25}
-    _, svg = plots.plot_front(Front.from_search(search), tmp_path / "front")
+    _, svg = draw_front(Front.from_search(search), tmp_path / "front")
     assert "budget: target_size 0.25" in groups(svg)["texts"]
 
 
@@ -76,7 +85,7 @@ def test_others_can_be_drawn_beside(search, tmp_path):
         FrontPoint(0.26, 3.35, label="uniform max"),
     ]
     front = Front.from_search(search, extra)
-    _, svg = plots.plot_front(front, tmp_path / "front")
+    _, svg = draw_front(front, tmp_path / "front")
     found = groups(svg)
     assert found["extra-0"] == found["extra-1"] == 1
     texts = " ".join(found["texts"])
@@ -87,7 +96,7 @@ def test_others_can_be_drawn_beside(search, tmp_path):
 
 def test_front_of_distances(search, tmp_path):
     front = Front.from_search(without_metric(search))
-    png, svg = plots.plot_front(front, tmp_path / "front")
+    png, svg = draw_front(front, tmp_path / "front")
     check_png(png)
     found = groups(svg)
     assert "float" not in found["ids"]
@@ -99,17 +108,17 @@ def test_nothing_to_draw_is_drawn_too(search, tmp_path):
         point["value"] = float("nan")
     for row in search["sensitivity"]:
         row["distance"] = float("nan")
-    for path in plots.plot_front(Front.from_search(search), tmp_path / "f"):
+    for path in draw_front(Front.from_search(search), tmp_path / "f"):
         assert path.stat().st_size
     chosen = chosen_bits(planned(search).plan, search)
     rows = layer_rows(planned(search))
-    check_png(plots.plot_sensitivity(search, chosen, rows, tmp_path / "s")[0])
+    check_png(draw_sensitivity(search, chosen, rows, tmp_path / "s")[0])
 
 
 def test_sensitivity(search, tmp_path):
     chosen = chosen_bits(planned(search).plan, search)
     rows = layer_rows(planned(search))
-    png, svg = plots.plot_sensitivity(search, chosen, rows, tmp_path / "s")
+    png, svg = draw_sensitivity(search, chosen, rows, tmp_path / "s")
     check_png(png)
     found = groups(svg)
     assert found["ids"].count("plan") == 4
@@ -128,7 +137,7 @@ def test_a_large_model_shows_its_most_sensitive_layers(search, tmp_path):
         for i in range(120)
     ]
     chosen = {f"enc.{i}": "W4A8" for i in range(120)}
-    _, svg = plots.plot_sensitivity(search, chosen, [], tmp_path / "s")
+    _, svg = draw_sensitivity(search, chosen, [], tmp_path / "s")
     found = groups(svg)
     assert found["ids"].count("plan") == 90
     assert "119" in found["texts"]
@@ -142,10 +151,8 @@ def test_the_same_data_gives_the_same_bytes(search, tmp_path):
     for name in ("a", "b"):
         files.append(
             [
-                *plots.plot_front(Front.from_search(search), tmp_path / name),
-                *plots.plot_sensitivity(
-                    search, chosen, [], tmp_path / f"s{name}"
-                ),
+                *draw_front(Front.from_search(search), tmp_path / name),
+                *draw_sensitivity(search, chosen, [], tmp_path / f"s{name}"),
             ]
         )
     for first, second in zip(*files):
@@ -158,10 +165,10 @@ def test_the_users_own_style_and_backend_stay(search, tmp_path):
     matplotlib.rcParams["font.size"] = 31
     before = dict(matplotlib.rcParams)
     front = Front.from_search(search)
-    _, ours = plots.plot_front(front, tmp_path / "a")
+    _, ours = draw_front(front, tmp_path / "a")
     assert dict(matplotlib.rcParams) == before
     matplotlib.rcdefaults()
-    _, again = plots.plot_front(front, tmp_path / "b")
+    _, again = draw_front(front, tmp_path / "b")
     assert ours.read_bytes() == again.read_bytes()
 
 
@@ -310,9 +317,9 @@ def test_speed_without_a_float_pass(tmp_path):
 
 def test_logarithmic_scales_have_plain_labels(search, tmp_path):
     chosen = chosen_bits(planned(search).plan, search)
-    _, svg = plots.plot_sensitivity(search, chosen, [], tmp_path / "s")
+    _, svg = draw_sensitivity(search, chosen, [], tmp_path / "s")
     front = Front.from_search(without_metric(search))
-    _, other = plots.plot_front(front, tmp_path / "f")
+    _, other = draw_front(front, tmp_path / "f")
     texts = groups(svg)["texts"] + groups(other)["texts"]
     assert any(text.startswith("10⁻") for text in texts)
     assert not any("$" in text for text in texts)

@@ -1,13 +1,13 @@
-"""Layers of a plan as rows of plain data, and in groups."""
+"""Layers of a plan as rows of plain data: each, by unit and by scheme."""
 
 from collections.abc import Mapping
 
 from speechbrain_stablequant.core.plan import InputPlan, LayerPlan
 
-__all__ = ["by_unit", "by_width", "input_row", "layer_row"]
+__all__ = ["by_scheme", "by_unit", "describe_layer"]
 
 
-def layer_row(name: str, plan: LayerPlan, num_bytes=None) -> dict:
+def describe_layer(name: str, plan: LayerPlan, num_bytes=None) -> dict:
     """Return what a plan says of a layer.
 
     Arguments
@@ -29,12 +29,12 @@ def layer_row(name: str, plan: LayerPlan, num_bytes=None) -> dict:
         "granularity": scheme.granularity,
         "levels": scheme.levels,
         "rounding": plan.rounding,
-        "inputs": {k: input_row(v) for k, v in plan.inputs.items()},
+        "inputs": {k: _describe_input(v) for k, v in plan.inputs.items()},
         "num_bytes": num_bytes,
     }
 
 
-def input_row(plan: InputPlan) -> dict:
+def _describe_input(plan: InputPlan) -> dict:
     """Return what a plan says of an input."""
     return {
         "scheme": plan.scheme.describe(),
@@ -46,17 +46,17 @@ def input_row(plan: InputPlan) -> dict:
     }
 
 
-def widths(row: dict) -> tuple[str, str]:
+def _schemes(row: dict) -> tuple[str, str]:
     """Return the schemes of weights and inputs of a layer, for a table."""
     inputs = sorted({i["scheme"] for i in row["inputs"].values()})
     return row["weights"], " / ".join(inputs) or "float"
 
 
-def by_width(rows: list[dict]) -> list[dict]:
+def by_scheme(rows: list[dict]) -> list[dict]:
     """Count layers and bytes for each pair of schemes, most layers first."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
-        groups.setdefault(widths(row), []).append(row)
+        groups.setdefault(_schemes(row), []).append(row)
     found = [
         {
             "weights": weights,
@@ -70,7 +70,7 @@ def by_width(rows: list[dict]) -> list[dict]:
 
 
 def by_unit(rows: list[dict]) -> list[dict]:
-    """Sum up the layers of each unit of the search, in order of the plan."""
+    """Sum up the layers of each search unit, in the order of the plan."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         groups.setdefault(row["unit"] or row["name"], []).append(row)
@@ -79,7 +79,7 @@ def by_unit(rows: list[dict]) -> list[dict]:
 
 def _unit(name: str, rows: list[dict]) -> dict:
     inputs = [i for row in rows for i in row["inputs"].values()]
-    pairs = [widths(row) for row in rows]
+    pairs = [_schemes(row) for row in rows]
     return {
         "name": name,
         "layers": len(rows),

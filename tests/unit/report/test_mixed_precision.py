@@ -1,9 +1,6 @@
-"""A mixed-precision search as text and CSV, and pictures where they can be."""
+"""A mixed-precision search as text and CSV."""
 
 import csv
-import importlib
-import json
-import sys
 
 import pytest
 from torch import nn
@@ -17,9 +14,7 @@ from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.methods.coverage import cover
 from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.methods.settings import Settings
-from speechbrain_stablequant.report import Report
 from speechbrain_stablequant.report import mixed_precision as front
-from speechbrain_stablequant.report.pareto import FrontPoint, mark_efficient
 from tests.unit.report.helpers import planned, search_report, without_metric
 
 
@@ -90,17 +85,17 @@ def test_text(search):
         "   1.0e-02  2 W4A8, 1 W8A8, 1 W32",
         "  efficient               100.0%   3.21     +0.00 [+0.00, +0.00]"
         "   0.0e+00  4 W32",
-        "  2 more were measured and beaten: front.csv",
+        "  2 more are Pareto-dominated, see front.csv",
         "search: 60 evaluations, 6.0 passes over the search set, of which 2.5"
         " were computed, in 12 s; 4 resumed",
     ]
 
 
-def test_a_chosen_plan_that_is_beaten_is_shown_and_says_so(search):
+def test_a_chosen_plan_that_is_dominated_says_so(search):
     search["front"][1]["efficient"] = False
     text = "\n".join(front.front_lines(planned(search)))
-    assert "  chosen, beaten" in text
-    assert "  2 more were measured" in text
+    assert "  chosen, dominated" in text
+    assert "  2 more are Pareto-dominated" in text
 
 
 def test_text_without_a_metric(search):
@@ -130,56 +125,3 @@ def test_csv(search, tmp_path):
         ("model.conv2", "W4A8"),
         ("model.embed", "W4A8"),
     ]
-
-
-def test_the_report_has_text_and_files(search, tmp_path):
-    report = Report("W8A8 mixed_precision", planned(search))
-    report.save(tmp_path)
-    saved = json.loads((tmp_path / "report.json").read_text())
-    assert saved["search"]["chosen"]["ratio"] == 0.2
-    assert saved["search"]["front"][3]["value"] is None  # nan
-    assert (tmp_path / "front.csv").is_file()
-    table = report.table()
-    assert "mixed precision: 20.0% of the bytes" in table
-    assert table.count("search: 60 evaluations") == 1
-
-
-def test_other_methods_have_no_front(tmp_path):
-    report = Report("W8A8 uniform", planned({}))
-    report.save(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
-    assert "mixed precision" not in report.table()
-
-
-def test_reports_import_without_drawing():
-    """Matplotlib is loaded when there is something to draw, not before."""
-    modules = importlib.import_module("subprocess").run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, speechbrain_stablequant.report as r;"
-            "print([n for n in sys.modules if n.endswith('report.plots')])",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert modules.stdout.strip().endswith("[]")
-
-
-def test_points_that_others_beat_are_not_efficient():
-    nan = float("nan")
-    points = mark_efficient(
-        [
-            FrontPoint(0.25, 6.2),
-            FrontPoint(0.25, 6.3),  # as small, worse
-            FrontPoint(0.25, 6.2),  # the same twice: neither beats the other
-            FrontPoint(0.3, 6.2),  # larger, no better
-            FrontPoint(0.2, 7.0),
-            FrontPoint(0.1, nan),
-            FrontPoint(1.0, 6.0),
-        ]
-    )
-    assert [p.efficient for p in points] == [
-        True, False, True, False, True, False, True,
-    ]  # fmt: skip

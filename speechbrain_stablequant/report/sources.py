@@ -1,4 +1,8 @@
-"""What a user points a command at: recognised by content, never unpickled."""
+"""What says how a model is quantized: recognized by content, never unpickled.
+
+An experiment, a published folder or a Hub repository, a checkpoint, a domain, a
+plan or a report: each is read into a `Source`.
+"""
 
 import json
 import re
@@ -16,6 +20,11 @@ from speechbrain_stablequant.artifacts.experiment import (
 from speechbrain_stablequant.artifacts.report_schema import (
     read_coverage,
     read_report,
+)
+from speechbrain_stablequant.artifacts.safetensors_file import (
+    is_safetensors,
+    read_raw_header,
+    tensor_sizes,
 )
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import SourceError
@@ -280,7 +289,12 @@ def _file(name: str, path: Path) -> Source:
         start = file.read(8)
     if start.startswith(_PICKLE):
         return _float(name, path, "checkpoint")
-    header = _raw_header(path)
+    if not is_safetensors(path):
+        raise SourceError(
+            f"{path} is not a quantized checkpoint, domain, plan or report, "
+            "and not a float checkpoint of SpeechBrain."
+        )
+    header = read_raw_header(path)
     form = header.get("__metadata__", {}).get("format", "")
     if form == "speechbrain_stablequant.domain":
         return _domain(name, path)
@@ -349,7 +363,7 @@ def _of_checkpoints(name: str, path: Path, files: dict[str, Path]) -> Source:
         header = read_header(file)
         check_hash(file)
         prefix = f"{stem}." if stem else ""
-        plan, sizes = header["plan"], _tensor_sizes(file)
+        plan, sizes = header["plan"], tensor_sizes(file)
         for layer, how in plan.layers.items():
             source.layers[prefix + layer] = how
             source.sizes[prefix + layer] = sum(
@@ -365,37 +379,3 @@ def _of_checkpoints(name: str, path: Path, files: dict[str, Path]) -> Source:
         if header["extra"]:
             source.about["extra"] = header["extra"]
     return source
-
-
-def _raw_header(path: Path) -> dict:
-    """Return the JSON header of a safetensors file."""
-    if not is_safetensors(path):
-        raise SourceError(
-            f"{path} is no quantized checkpoint, domain, plan or report, and "
-            "no float checkpoint of SpeechBrain."
-        )
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise SourceError(f"{path} is damaged: it is cut off.")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as err:
-            raise SourceError(f"{path} is damaged: {err}.") from err
-    if not isinstance(header.get("__metadata__", {}), dict):
-        raise SourceError(f"{path} is damaged: its header has no metadata.")
-    return header
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether a file looks like safetensors, by its first bytes."""
-    with open(path, "rb") as file:
-        return file.read(10)[8:] == b'{"'
-
-
-def _tensor_sizes(path: Path) -> dict[str, int]:
-    """Return the bytes of each tensor in a file that was checked."""
-    header = _raw_header(path)
-    header.pop("__metadata__", None)
-    spans = {name: about["data_offsets"] for name, about in header.items()}
-    return {name: end - begin for name, (begin, end) in spans.items()}

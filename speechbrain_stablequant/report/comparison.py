@@ -1,19 +1,19 @@
 """What differs between quantized models: layers, sizes, metrics, speed."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Optional
 
-from speechbrain_stablequant.cli.describe import layer_row
-from speechbrain_stablequant.cli.sources import Source
-from speechbrain_stablequant.cli.tables import letter
+from speechbrain_stablequant.artifacts.report_schema import read_items
+from speechbrain_stablequant.core.format import letter
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.metrics.perplexity import PerplexityMetric
+from speechbrain_stablequant.report.layers import describe_layer
 from speechbrain_stablequant.report.rows import speed_of
+from speechbrain_stablequant.report.sources import Source
 
-__all__ = ["hardware", "items_of", "layer_rows", "metric_rows", "speed_rows"]
+__all__ = ["compare"]
 
 # Those whose items are sums; of others, items alone do not give the metric
 _METRICS = {"Metric": Metric, "PerplexityMetric": PerplexityMetric}
@@ -21,10 +21,67 @@ _LAYER_FIELDS = ("weights", "rounding")
 _INPUT_FIELDS = ("scheme", "percentile", "range")
 
 
+def compare(sources: Sequence[Source]) -> dict:
+    """Put quantized models side by side.
+
+    Arguments
+    ---------
+    sources : list of Source
+        The first is what the others are compared with.
+
+    Returns
+    -------
+    dict
+        ``sources`` (what each is, and its size), ``metrics`` and ``speeds`` by
+        test set, ``layers`` that differ, and ``notes`` that say why something
+        could not be compared.
+    """
+    metrics, notes = metric_differences(sources)
+    speeds, more = speed_differences(sources)
+    return {
+        "sources": [_summary(source) for source in sources],
+        "metrics": metrics,
+        "speeds": speeds,
+        "layers": layer_differences(sources),
+        "notes": [*notes, *more, *_unrelated(sources)],
+    }
+
+
+def _summary(source) -> dict:
+    """Return what a source is, and its size."""
+    before = [file.get("float_num_bytes") for file in source.files]
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "label": (source.report or {}).get("label"),
+        "method": source.method or None,
+        "quantized_layers": None
+        if source.layers is None
+        else len(source.layers),
+        "num_bytes": sum(f["num_bytes"] for f in source.files) or None,
+        "float_num_bytes": None if None in before else sum(before) or None,
+        "environment": (source.report or {}).get("environment"),
+    }
+
+
+def _unrelated(sources) -> list[str]:
+    """Note sources that share no layer name with the first one."""
+    known = [s for s in sources if s.layers]
+    if len(known) < 2:
+        return []
+    first = set(known[0].layers)
+    return [
+        f"{source.name} has no layer in common with {known[0].name}: another "
+        "model, or checkpoints named after files and not after modules"
+        for source in known[1:]
+        if not first & set(source.layers)
+    ]
+
+
 # -- layers ------------------------------------------------------------------
 
 
-def layer_rows(sources: Sequence[Source]) -> list[dict]:
+def layer_differences(sources: Sequence[Source]) -> list[dict]:
     """Return each layer that is not the same in all sources.
 
     Arguments
@@ -59,7 +116,7 @@ def _facts(name: str, plan) -> dict:
     """Return what can differ of a layer, by what it is."""
     if plan is None or name not in plan:
         return {}
-    row = layer_row(name, plan[name])
+    row = describe_layer(name, plan[name])
     facts = {key: row[key] for key in _LAYER_FIELDS}
     for slot, given in row["inputs"].items():
         for key in _INPUT_FIELDS:
@@ -70,55 +127,19 @@ def _facts(name: str, plan) -> dict:
 # -- metrics -----------------------------------------------------------------
 
 
-def items_of(source: Source) -> dict:
-    """Return what each utterance adds to each metric, where it was kept.
-
-    Raises
-    ------
-    StableQuantError
-        If the file with them is damaged.
-    """
+def _items_of(source: Source) -> dict[str, dict]:
+    """Return what each utterance adds to each metric, where it was kept."""
     if source.experiment is not None:
         folder = source.experiment.ptq
     elif source.kind == "report":
         folder = source.path.parent
-    else:  # a published folder has none: items have names of utterances
+    else:  # items have names of utterances, which are not published
         return {}
     path = folder / "items.json"
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as err:
-        raise StableQuantError(f"Cannot read {path}: {err}.") from err
-    if not isinstance(data, dict):
-        raise StableQuantError(f"{path} has no test sets: it is damaged.")
-    for name, metrics in data.items():
-        if not isinstance(metrics, dict) or not all(
-            map(_is_metric, metrics.values())
-        ):
-            raise StableQuantError(f"{path} is damaged: '{name}' is.")
-    return data
+    return read_items(path) if path.is_file() else {}
 
 
-def _is_metric(items) -> bool:
-    """Whether something has items as a report writes them."""
-    if not isinstance(items, dict):
-        return False
-    rows = items.get("quantized")
-    return rows is None or (isinstance(rows, list) and all(map(_is_item, rows)))
-
-
-def _is_item(row) -> bool:
-    return (
-        isinstance(row, list)
-        and len(row) == 3
-        and isinstance(row[0], str)
-        and all(isinstance(number, (int, float)) for number in row[1:])
-    )
-
-
-def metric_rows(
+def metric_differences(
     sources: Sequence[Source],
 ) -> tuple[list[dict], list[str]]:
     """Pair test sets by name, and metrics in them.
@@ -132,7 +153,7 @@ def metric_rows(
         Why something could not be compared.
     """
     tests = [_tests(source) for source in sources]
-    items = [items_of(source) for source in sources]
+    items = [_items_of(source) for source in sources]
     notes: list[str] = []
     rows = []
     for test in dict.fromkeys(name for known in tests for name in known):
@@ -211,14 +232,14 @@ def _kind(items: dict) -> str:
 # -- speed -------------------------------------------------------------------
 
 
-def hardware(source: Source) -> Optional[dict]:
+def _hardware(source: Source) -> Optional[dict]:
     """Return what speed depends on, where the report says it."""
     environment = (source.report or {}).get("environment") or {}
     known = {k: environment.get(k) for k in ("processor", "threads")}
     return None if None in known.values() else known
 
 
-def speed_rows(
+def speed_differences(
     sources: Sequence[Source],
 ) -> tuple[list[dict], list[str]]:
     """Return speeds by test set, unless hardware differs.
@@ -243,7 +264,7 @@ def speed_rows(
         for (test, measure), values in measured.items()
         if sum(value is not None for value in values) > 1
     ]
-    machines = [hardware(source) for source in sources if source.report]
+    machines = [_hardware(source) for source in sources if source.report]
     if rows and any(machine != machines[0] for machine in machines):
         shown = "; ".join(map(_machine, machines))
         return [], [f"speeds are not compared, hardware differs: {shown}"]
