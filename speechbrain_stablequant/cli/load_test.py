@@ -1,4 +1,4 @@
-"""``stablequant load-test``: load a published model as a stranger would."""
+"""``stablequant load-test``: load and run a published model in a clean process."""
 
 NAME = "load-test"
 HELP = "Load a published model in a clean process and run it."
@@ -35,7 +35,7 @@ def run(arguments) -> dict:
         known = interface(arguments.interface)
     else:
         known = interface_of(arguments.source)
-    items = _items(arguments, known.name)
+    items = _items(arguments, known)
     found = run_clean(arguments.source, known, items)
     return {
         "source": arguments.source,
@@ -63,14 +63,14 @@ def _folder(source: str) -> str:
     return source
 
 
-def _items(arguments, interface: str) -> list[dict]:
+def _items(arguments, interface) -> list[dict]:
     """Return what to run it on."""
     from pathlib import Path
 
     from speechbrain_stablequant.errors import PublishError
     from speechbrain_stablequant.publishing.folder import EXAMPLE
 
-    if interface == "LanguageModel":
+    if interface.takes_text:
         sentences = arguments.audio or ["HELLO"]
         return [{"key": text, "text": text} for text in sentences]
     paths = arguments.audio

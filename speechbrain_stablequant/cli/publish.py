@@ -1,7 +1,8 @@
 """``stablequant publish``: from an experiment to a model on a hub."""
 
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Optional
 
 NAME = "publish"
 HELP = "Make a hub folder from an experiment, check it, and upload it."
@@ -14,105 +15,80 @@ stablequant publish results/lm/1986 --hyperparams inference.yaml
 
 
 def add_arguments(parser) -> None:
-    """Add the arguments of the command."""
+    """Add the arguments of the command: `PublishOptions`, and a token."""
+    from speechbrain_stablequant.publishing.options import PublishOptions
+
     parser.add_argument(
         "experiment", help="output folder of the recipe, or its ptq folder"
     )
-    parser.add_argument(
-        "--output", help="the folder to make (EXPERIMENT/ptq/hub)"
-    )
-    _add_hub(parser.add_argument_group("the hub"))
-    _add_model(parser.add_argument_group("the model"))
-    _add_card(parser.add_argument_group("the model card"))
-
-
-def _add_hub(group) -> None:
-    group.add_argument("--repo", help="user/name; without it, no upload")
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="make and check the folder, list files and sizes, upload nothing",
-    )
-    visibility = group.add_mutually_exclusive_group()
-    visibility.add_argument(
-        "--private", action="store_true", default=None, help="only for you"
-    )
-    visibility.add_argument(
-        "--public", dest="private", action="store_false", help="for everybody"
-    )
-    group.add_argument("--revision", help="branch, made if it is not there")
-    group.add_argument(
+    described = _descriptions(PublishOptions.__doc__ or "")
+    groups = {}
+    for option in fields(PublishOptions):
+        title = option.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group, flag = groups[title], "--" + option.name.replace("_", "-")
+        text = described.get(option.name)
+        if option.type is bool:
+            group.add_argument(flag, action="store_true", help=text)
+        elif option.type == Optional[bool]:
+            either = group.add_mutually_exclusive_group()
+            either.add_argument(
+                flag, action="store_true", default=None, help="only for you"
+            )
+            either.add_argument(
+                "--public",
+                dest=option.name,
+                action="store_false",
+                help="for everybody",
+            )
+        elif option.name == "include":
+            group.add_argument(
+                flag, action="append", default=[], metavar="NAME", help=text
+            )
+        else:
+            group.add_argument(flag, help=text)
+    # No option of the block: it would be kept in the experiment's YAML.
+    groups["the hub"].add_argument(
         "--token",
         help="of the hub; by default that of HF_TOKEN or 'hf auth login', "
         "which keep it out of the shell's history",
     )
-    group.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace what others have put into the repository",
-    )
-    group.add_argument("--message", help="of the commit")
 
 
-def _add_model(group) -> None:
-    group.add_argument(
-        "--interface",
-        help="EncoderASR, EncoderDecoderASR, SpeakerRecognition, "
-        "EncoderClassifier, WaveformEncoder or LanguageModel; by default what "
-        "fits the modules of the experiment",
-    )
-    group.add_argument(
-        "--hyperparams",
-        help="an inference YAML of yours, in place of one from the experiment's",
-    )
-    group.add_argument("--example", help="audio file to show the model with")
-    group.add_argument(
-        "--no-example", action="store_true", help="put no audio into it"
-    )
-    group.add_argument(
-        "--openvino", action="store_true", help="add an OpenVINO model"
-    )
-    group.add_argument("--onnx", action="store_true", help="add an ONNX model")
-    group.add_argument(
-        "--include",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="upload a file that the recipe's pretrainer has, and that was not "
-        "trained here, such as tokenizer; may be repeated",
-    )
-    group.add_argument(
-        "--no-check",
-        action="store_true",
-        help="do not load and score it in a clean process",
-    )
-
-
-def _add_card(group) -> None:
-    group.add_argument("--language", help="code of the language, such as en")
-    group.add_argument("--license", help="such as apache-2.0")
-    group.add_argument(
-        "--dataset", help="of the test sets, such as LibriSpeech"
-    )
-    group.add_argument(
-        "--base-model", help="what was fine-tuned; by default from the YAML"
-    )
-    group.add_argument(
-        "--trained-with", help="command or address of the recipe, for people"
-    )
+def _descriptions(docstring: str) -> dict[str, str]:
+    """Return what a docstring says of each of its arguments, in one line."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in docstring.splitlines():
+        name, colon, _ = line.strip().partition(" : ")
+        if colon and name.isidentifier():
+            lines = found[name] = []
+        elif not line.strip():
+            lines = []
+        else:
+            lines.append(line.strip())
+    # argparse formats what follows a percent sign
+    return {name: " ".join(t).replace("%", "%%") for name, t in found.items()}
 
 
 def run(arguments) -> dict:
-    """Check the destination, make the folder, upload."""
-    from speechbrain_stablequant.publishing import make_folder
-    from speechbrain_stablequant.publishing.upload import check_destination
+    """Check the repository, make the folder, upload it."""
+    from speechbrain_stablequant.publishing import PublishOptions, make_folder
 
-    destination = _destination(arguments)
-    uploads = destination is not None and not arguments.dry_run
-    if uploads:
-        check_destination(destination)  # before anything takes long
-    options = _options(arguments, uploads)
-    publication = make_folder(arguments.experiment, options)
+    given = {o.name: getattr(arguments, o.name) for o in fields(PublishOptions)}
+    options = PublishOptions(**given)
+    if options.uploads:
+        from huggingface_hub.utils import disable_progress_bars
+
+        from speechbrain_stablequant.publishing import hub
+
+        if arguments.json:
+            disable_progress_bars()
+        # Before the folder is made, which may take long
+        hub.check_repository(options, arguments.token)
+    extras = [_exporter(r) for r in ("openvino", "onnx") if getattr(options, r)]
+    publication = make_folder(arguments.experiment, options, extras)
     folder, check = publication.folder, publication.check
     result = {
         "folder": str(folder.path),
@@ -120,62 +96,14 @@ def run(arguments) -> dict:
         "files": folder.sizes(),
         "check": None if check is None else check.to_dict(),
         "check_line": None if check is None else check.line(),
-        "notes": [*folder.notes, *_advice(arguments)],
-        "repo": arguments.repo,
+        "notes": [*folder.notes, *_advice(options)],
+        "repo": options.repo,
         "uploaded": None,
     }
-    if uploads:
-        result["uploaded"] = _upload(arguments, folder, destination)
+    if options.uploads:
+        done = hub.upload(folder.path, options, arguments.token)
+        result["uploaded"] = {**asdict(done), "summary": done.summary()}
     return result
-
-
-def _destination(arguments):
-    from speechbrain_stablequant.errors import PublishError
-    from speechbrain_stablequant.publishing.destination import (
-        Destination,
-        check_names,
-    )
-
-    if arguments.repo is None:
-        if arguments.private or arguments.revision or arguments.overwrite:
-            raise PublishError(
-                "--private, --revision and --overwrite are about a repository: "
-                "name it with --repo user/name."
-            )
-        return None
-    check_names(arguments.repo, arguments.revision)
-    return Destination(
-        arguments.repo,
-        arguments.private,
-        arguments.revision,
-        arguments.token,
-        arguments.overwrite,
-    )
-
-
-def _options(arguments, uploads: bool):
-    from speechbrain_stablequant.publishing import About, PublishOptions
-
-    about = About(
-        repo=arguments.repo,
-        language=arguments.language,
-        license=arguments.license,
-        dataset=arguments.dataset,
-        base_model=arguments.base_model,
-        trained_with=arguments.trained_with,
-    )
-    runtimes = [r for r in ("openvino", "onnx") if getattr(arguments, r)]
-    return PublishOptions(
-        about=about,
-        output=arguments.output,
-        interface=arguments.interface,
-        hyperparams=arguments.hyperparams,
-        example=arguments.example,
-        with_example=not arguments.no_example,
-        extras=tuple(map(_exporter, runtimes)),
-        check=not arguments.no_check,
-        include=arguments.include if uploads else None,
-    )
 
 
 def _exporter(runtime: str):
@@ -201,26 +129,10 @@ def _exporter(runtime: str):
     return add
 
 
-def _advice(arguments) -> list[str]:
+def _advice(options) -> list[str]:
     """Return what the card lacks."""
-    lacking = [n for n in ("license", "language") if not getattr(arguments, n)]
+    lacking = [n for n in ("license", "language") if not getattr(options, n)]
     return [f"the card has no {n} (--{n})" for n in lacking]
-
-
-def _upload(arguments, folder, destination) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from speechbrain_stablequant.publishing.upload import upload
-
-    message = arguments.message or "Publish a quantized model"
-    done = upload(
-        folder.path,
-        folder.files(),
-        destination,
-        message,
-        progress=not arguments.json,
-    )
-    return {**asdict(done), "summary": done.summary()}
 
 
 def lines(result: dict) -> list[str]:

@@ -1,17 +1,14 @@
-"""A folder that a stranger loads in one line, from an experiment."""
+"""Exports an experiment as a Hub repository."""
 
 from speechbrain_stablequant.core.lazy import lazy_names
 
-# Imported when first used: the block of every recipe passes by here.
+# Imported when first used: the block of every recipe imports this package.
 _HOMES = {
-    "About": "options",
     "Check": "check",
-    "Destination": "destination",
     "Publication": "publish",
-    "PublishKnobs": "schedule",
-    "PublishOptions": "publish",
+    "PublishOptions": "options",
     "interface_of": "load",
-    "load": "load",
+    "load_published": "load",
     "make_folder": "publish",
     "model_card": "card",
 }

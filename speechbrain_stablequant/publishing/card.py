@@ -1,134 +1,189 @@
 """The model card: metadata of the hub, and what was measured."""
 
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Optional
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.publishing.card_sections import (
-    METRICS,
-    coverage,
-    how_to_load,
-    measured_on,
-    quantization,
-    reproduce,
-    results,
-    summary,
+from speechbrain_stablequant import __version__
+from speechbrain_stablequant.artifacts.experiment import Experiment
+from speechbrain_stablequant.core.format import (
+    decimals,
+    interval,
+    megabytes,
+    number,
+    times_as_fast,
 )
+from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.publishing.check import Check
-from speechbrain_stablequant.publishing.interfaces import Interface
-from speechbrain_stablequant.publishing.options import About
+from speechbrain_stablequant.publishing.folder import HubFolder
+from speechbrain_stablequant.publishing.interfaces import Blueprint
+from speechbrain_stablequant.publishing.options import PublishOptions
 
 __all__ = ["model_card"]
 
+TEMPLATE = Path(__file__).with_name("model_card.md")
+# Names of the hub for metrics of recipes
+_METRICS = {
+    "WER": ("wer", "Word error rate, in percent"),
+    "CER": ("cer", "Character error rate, in percent"),
+    "EER": ("eer", "Equal error rate, in percent"),
+    "minDCF": ("min_dcf", "Minimum detection cost, times 100"),
+    "error": ("error_rate", "Classification error (1 is all)"),
+    "PPL": ("perplexity", "Perplexity"),
+    "BPC": ("bits_per_character", "Bits per character"),
+}
+_ENVIRONMENT = {
+    "processor": "processor",
+    "threads": "threads",
+    "python": "Python",
+    "torch": "torch",
+    "speechbrain": "SpeechBrain",
+    "openvino": "OpenVINO",
+    "onnxruntime": "ONNX Runtime",
+}
+
 
 def model_card(
-    about: About,
-    interface: Interface,
-    report: dict[str, Any],
-    plan: QuantizationPlan,
-    sizes: dict[str, int],
+    options: PublishOptions,
+    blueprint: Blueprint,
+    experiment: Experiment,
+    folder: HubFolder,
     check: Optional[Check] = None,
-) -> str:
-    """Return the card, Markdown behind YAML metadata.
+) -> ModelCard:
+    """Return the card of a folder.
 
     Arguments
     ---------
-    about : About
-        What the user says.
-    interface : Interface
-        What loads the model.
-    report : dict
-        The report of the test passes.
-    plan : QuantizationPlan
-        What is quantized.
-    sizes : dict
-        Bytes of the files in the folder, by name.
+    options : PublishOptions
+        What only the user knows: language, licence, data set, ...
+    blueprint : Blueprint
+        What loads the model, and what it leaves out.
+    experiment : Experiment
+        Its report and its plan.
+    folder : HubFolder
+        The files.
     check : Check, optional
         What a clean process found.
 
     Returns
     -------
-    str
+    ModelCard
     """
-    report = _of_folder(report, sizes)
-    parts = [
-        f"# {_name(about)}",
-        summary(interface, report, plan),
-        *results(report, about),
-        *how_to_load(about, interface),
-        *quantization(report, plan, sizes),
-        *coverage(report),
-        *measured_on(report, check),
-        *reproduce(about, plan),
-    ]
-    metadata = _metadata(about, interface, report, plan)
-    return f"---\n{metadata}\n---\n\n" + "\n\n".join(parts) + "\n"
+    sizes = folder.sizes()
+    report, plan = experiment.report, experiment.plan
+    packed = [f for f in report["files"] if f"{f['name']}.ckpt" in sizes]
+    environment = report.get("environment") or {}
+    text = ", ".join(
+        f"{words} {environment[key]}"
+        for key, words in _ENVIRONMENT.items()
+        if key in environment
+    )
+    return ModelCard.from_template(
+        _metadata(options, blueprint, report, plan),
+        template_path=str(TEMPLATE),
+        # formats
+        table=_table,
+        megabytes=megabytes,
+        percent="{:.1%}".format,
+        # facts
+        name=_name(options),
+        version=__version__,
+        interface=blueprint.interface,
+        source=json.dumps(options.repo or "path/to/this/folder"),
+        call=blueprint.interface.call.format(
+            audio=folder.example or "speech.wav"
+        ),
+        report=report,
+        plan=plan,
+        check=check,
+        bit_widths=_bit_widths(plan),
+        num_bytes=sum(file["num_bytes"] for file in packed),
+        float_num_bytes=sum(file["float_num_bytes"] for file in packed),
+        results=_results(report),
+        left_out=blueprint.left_out,
+        pretrained=blueprint.pretrained,
+        trained_with=options.trained_with,
+        files=_files(packed, sizes),
+        has_page="report.html" in sizes,
+        exports=[
+            name.partition("/")[0]
+            for name in sizes
+            if name.endswith("/export.json")
+        ],
+        coverage=_coverage(report),
+        float_weights=[
+            row
+            for row in report["coverage"]["parameters"]
+            if row["is_weight"] and row["status"] != "quantized"
+        ],
+        environment=f"{text[:1].upper()}{text[1:]}",
+        # Rounding to anything but the nearest integer depends on data.
+        is_repeatable=all(
+            layer.rounding == "nearest" for layer in plan.layers.values()
+        ),
+    )
 
 
-def _of_folder(report: dict, sizes: dict[str, int]) -> dict:
-    """Return a report about those files only that are in the folder."""
-    files = [f for f in report["files"] if f"{f['name']}.ckpt" in sizes]
-    return {**report, "files": files}
+def _name(options: PublishOptions) -> str:
+    return (options.repo or "model").rpartition("/")[2]
 
 
-def _name(about: About) -> str:
-    return (about.repo or "model").rpartition("/")[2]
+# -- metadata ------------------------------------------------------------------
 
 
-def _metadata(about, interface, report, plan) -> str:
+def _metadata(
+    options: PublishOptions,
+    blueprint: Blueprint,
+    report: dict[str, Any],
+    plan: QuantizationPlan,
+) -> ModelCardData:
     """Return the YAML that the hub reads."""
+    interface = blueprint.interface
     # Results of a test that did more than the model does are not its own.
     measured = [
         result
-        for test in ([] if about.departures else report["tests"])
-        for result in _eval_results(about, interface, test)
+        for test in ([] if blueprint.left_out else report["tests"])
+        for result in _eval_results(options, interface.task, test)
     ]
+    base_model = options.base_model or blueprint.base_model
+    dataset = options.dataset or ""
     known = {
-        "language": about.language,
-        "license": about.license,
-        "base_model": about.base_model,
-        "datasets": [about.dataset]
-        if about.dataset and "/" in about.dataset
-        else None,
+        "language": options.language,
+        "license": options.license,
+        "base_model": base_model,
+        "base_model_relation": "quantized" if base_model else None,
+        "datasets": [dataset] if "/" in dataset else None,
     }
-    extra = {}
-    if about.base_model:
-        extra["base_model_relation"] = "quantized"
-    data = ModelCardData(
+    widths = sorted({layer.weight.bits for layer in plan.layers.values()})
+    return ModelCardData(
         library_name="speechbrain",
         pipeline_tag=interface.task,
-        tags=_tags(interface, plan),
+        tags=[
+            *("speechbrain", "speechbrain_stablequant", "quantized"),
+            *(f"{bits}-bit" for bits in widths if bits < 16),
+            *(interface.name, "safetensors"),
+        ],
         metrics=list(dict.fromkeys(r.metric_type for r in measured)) or None,
-        model_name=_name(about) if measured else None,
+        model_name=_name(options) if measured else None,
         eval_results=measured or None,
         **{key: value for key, value in known.items() if value},
-        **extra,
     )
-    return data.to_yaml()
 
 
-def _tags(interface: Interface, plan: QuantizationPlan) -> list[str]:
-    widths = sorted({layer.weight.bits for layer in plan.layers.values()})
-    return [
-        "speechbrain",
-        "speechbrain_stablequant",
-        "quantized",
-        *(f"{bits}-bit" for bits in widths if bits < 16),
-        interface.name,
-        "safetensors",
-    ]
-
-
-def _eval_results(about, interface, test: dict):
+def _eval_results(
+    options: PublishOptions, task: str, test: dict
+) -> Iterator[EvalResult]:
     for name, row in test["metrics"].items():
         if name == "loss" or row["quantized"] is None:
             continue
-        metric, words = METRICS.get(name, (name.lower(), name))
+        metric, words = _METRICS.get(name, (name.lower(), name))
         of_recipe = "validation" if test["name"] == "validation" else "test"
-        dataset = about.dataset or f"{of_recipe} set of the recipe"
+        dataset = options.dataset or f"{of_recipe} set of the recipe"
         yield EvalResult(
-            task_type=interface.task,
+            task_type=task,
             dataset_type=dataset if "/" in dataset else "custom",
             dataset_name=dataset,
             dataset_split=test["name"],
@@ -136,3 +191,99 @@ def _eval_results(about, interface, test: dict):
             metric_name=words,
             metric_value=round(row["quantized"], 4),
         )
+
+
+# -- facts of the text -----------------------------------------------------------
+
+
+def _bit_widths(plan: QuantizationPlan) -> str:
+    """Return how many layers have which bit widths."""
+    counts: dict[str, int] = {}
+    for layer in plan.layers.values():
+        inputs = {i.scheme.bits for i in layer.inputs.values()}
+        text = f"{layer.weight.bits}-bit weights"
+        if inputs:
+            text += f" and {'/'.join(map(str, sorted(inputs)))}-bit inputs"
+        counts[text] = counts.get(text, 0) + 1
+    return ", ".join(
+        f"{count} layer{'' if count == 1 else 's'} with {text}"
+        for text, count in sorted(counts.items(), key=lambda kv: -kv[1])
+    )
+
+
+def _results(report: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of both test passes."""
+    rows = []
+    for test in report["tests"]:
+        for name, row in test["metrics"].items():
+            if name == "loss" and len(test["metrics"]) > 1:
+                continue
+            digits = decimals(row["float"], row["quantized"])
+            changed = row.get("change") is not None
+            rows.append(
+                [
+                    test["name"],
+                    _METRICS.get(name, (name, name))[1],
+                    number(row["float"], digits),
+                    number(row["quantized"], digits),
+                    interval(row, digits) if changed else "",
+                ]
+            )
+        rows += _speed_row(test)
+    return rows
+
+
+def _speed_row(test: dict[str, Any]) -> list[list[str]]:
+    factors = [
+        (test.get(key) or {}).get("real_time_factor")
+        for key in ("float_speed", "quantized_speed")
+    ]
+    if None in factors or not factors[1]:
+        return []
+    times = f"{times_as_fast(*factors)}, one pass each"
+    runtime = (test.get("runtime") or {}).get("runtime", "a runtime")
+    name = f"Real-time factor, quantized with accelerate ({runtime})"
+    return [[test["name"], name, *(f"{f:.4f}" for f in factors), times]]
+
+
+def _files(packed: list[dict], sizes: dict[str, int]) -> list[list[str]]:
+    """Return the rows of the files: quantized ones, then the others."""
+    rows = {
+        f"{file['name']}.ckpt": [
+            megabytes(file["float_num_bytes"]),
+            megabytes(file["num_bytes"]),
+            f"{file['num_bytes'] / file['float_num_bytes']:.1%}",
+        ]
+        for file in packed
+    }
+    for name, size in sizes.items():
+        if name.endswith(".ckpt"):
+            rows.setdefault(name, ["-", megabytes(size), "as it is"])
+    return [[f"`{name}`", *row] for name, row in rows.items()]
+
+
+def _coverage(report: dict[str, Any]) -> list[list[str]]:
+    """Return number and bytes of the parameters by what became of them."""
+    sums: dict[str, list[int]] = {}
+    for row in report["coverage"]["parameters"]:
+        total = sums.setdefault(row["status"], [0, 0, 0])
+        total[0] += 1
+        total[1] += row["num_bytes"]
+        total[2] += row["quantized_num_bytes"]
+    return [
+        [status, str(count), megabytes(before), megabytes(after)]
+        for status, (count, before, after) in sorted(sums.items())
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table in which all characters stand for themselves."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(map(_cell, line)) + " |" for line in lines
+    )
+
+
+def _cell(text: str) -> str:
+    text = " ".join(text.split()).replace("|", "\\|")
+    return text.replace("<", "&lt;").replace(">", "&gt;")

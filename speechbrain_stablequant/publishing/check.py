@@ -1,4 +1,4 @@
-"""Score some of the test again with a folder, as a stranger would load it."""
+"""Load a folder in a clean process, and score some of the test with it."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.metrics.verification.trials import canonical_id
 from speechbrain_stablequant.publishing.clean_process import run_clean
-from speechbrain_stablequant.publishing.deviations import score_normalization
 from speechbrain_stablequant.publishing.interfaces import Interface
 from speechbrain_stablequant.publishing.inventory import Recipe
 from speechbrain_stablequant.publishing.score_items import (
@@ -26,7 +25,9 @@ from speechbrain_stablequant.publishing.score_items import (
 __all__ = ["Check", "check_folder", "require_one_run"]
 
 _ITEMS = 12  # utterances or trials that are scored again
-_NOISE = {"key": "noise", "noise": 2.0}  # seconds, where there is no speech
+# Where there is no test utterance
+_TEXT = {"key": "text", "text": "A"}
+_NOISE = {"key": "noise", "noise": 2.0}  # seconds
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Rule:
     factor : float
         From errors over weight to what is shown.
     tolerance : float
-        By how much the published model may be worse. It scores one utterance at
-        a time, the recipe padded batches, perhaps on integer kernels.
+        By how much the published model may be worse: it scores one utterance at
+        a time, while the recipe scores padded batches, perhaps on integer
+        kernels.
     """
 
     name: str
@@ -55,14 +57,6 @@ _RULES = {
     "error": Rule("classification error in percent", 100.0, 10.0),
     "PPL": Rule("nats per token", 1.0, 0.02),
     "score": Rule("mean difference of scores", 1.0, 0.05),
-}
-_METRICS = {
-    "EncoderASR": ("WER", "CER"),
-    "EncoderDecoderASR": ("WER", "CER"),
-    "EncoderClassifier": ("error",),
-    "LanguageModel": ("PPL",),
-    "SpeakerRecognition": (),
-    "WaveformEncoder": (),
 }
 
 
@@ -112,7 +106,7 @@ class Check:
         return {"ok": self.ok, **asdict(self)}
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return the result in one line."""
         loads = f"{self.interface} loads it"
         if self.metric is None:
             return (
@@ -132,7 +126,7 @@ class Check:
 def check_folder(
     folder: Path, interface: Interface, recipe: Recipe, name: str = ""
 ) -> Check:
-    """Load a folder as a stranger would, and compare with the recipe's test.
+    """Load a folder in a clean process, and compare with the recipe's test.
 
     Arguments
     ---------
@@ -151,10 +145,11 @@ def check_folder(
         If it does not load, parameters get no value, or results differ by more
         than rounding explains.
     """
-    items = task_items(recipe, interface.name)
-    plain = [item for item, _ in items] or [_fallback(interface)]
+    items = _items_of(recipe, interface)
+    plain = [item for item, _ in items]
+    plain = plain or [_TEXT if interface.takes_text else _NOISE]
     found = run_clean(str(folder), interface, plain, name)
-    check = _compared(interface.name, items, found["results"])
+    check = _compared(interface, items, found["results"])
     if not check.ok:
         rule = _RULES[check.metric]
         raise PublishError(
@@ -172,27 +167,22 @@ def check_folder(
 Items = list[tuple[dict[str, Any], dict[str, Sequence[float]]]]
 
 
-def _fallback(interface: Interface) -> dict[str, Any]:
-    if interface.task == "text-generation":
-        return {"key": "text", "text": "A"}
-    return _NOISE
-
-
-def task_items(recipe: Recipe, interface: str) -> Items:
+def _items_of(recipe: Recipe, interface: Interface) -> Items:
     """Return what to run, each with what the recipe recorded for it."""
     found = utterances(recipe)
-    recorded = {
-        metric: recorded_items(recipe, metric) for metric in _METRICS[interface]
+    usable = {
+        key: utterance
+        for key, utterance in found.items()
+        if (utterance.text if interface.takes_text else utterance.path)
     }
-    if interface == "LanguageModel":
-        usable = {k: u for k, u in found.items() if u.text}
-    else:
-        usable = {k: u for k, u in found.items() if u.path is not None}
-    if interface == "SpeakerRecognition":
+    if interface.by_trials:
         return _trials(recipe, usable)
+    recorded = {
+        metric: recorded_items(recipe, metric) for metric in interface.metrics
+    }
     known = {key for items in recorded.values() for key in items}
     keys = [key for key in sorted(usable) if key in known] or sorted(usable)
-    column = _labels(recipe, interface, found)
+    column = _label_column(recipe, interface, found)
     items: Items = []
     for key in _spread(keys):
         item = _item(usable[key])
@@ -203,10 +193,10 @@ def task_items(recipe: Recipe, interface: str) -> Items:
     return items
 
 
-def _labels(recipe: Recipe, interface: str, found) -> Optional[str]:
+def _label_column(recipe: Recipe, interface: Interface, found) -> Optional[str]:
     """Return the column of the manifest with the class of an utterance."""
-    path = recipe.files.get("label_encoder")
-    if interface != "EncoderClassifier" or path is None:
+    path = recipe.files.get(interface.labels or "")
+    if path is None:
         return None
     lines = path.read_text(encoding="utf-8").splitlines()
     labels = {
@@ -241,7 +231,7 @@ def _trials(recipe: Recipe, known: dict[str, Utterance]) -> Items:
     for label in (1, 0):
         of_kind = [t for t in trials if t[2] == label]
         chosen += _spread(of_kind, _ITEMS // 2)
-    if not chosen or score_normalization(recipe):
+    if not chosen or recipe.score_normalization:
         return [(_item(u), {}) for u in _spread(list(known.values()))]
     items: Items = []
     for first, second, _, score in chosen:
@@ -259,16 +249,17 @@ def _trials(recipe: Recipe, known: dict[str, Utterance]) -> Items:
 # -- the comparison ------------------------------------------------------------
 
 
-def _compared(interface: str, items: Items, results: dict) -> Check:
+def _compared(interface: Interface, items: Items, results: dict) -> Check:
     """Compare what came out with what was recorded."""
-    check = Check(interface, results=results)
+    check = Check(interface.name, results=results)
     check.note = "no test utterance was found on this machine"
     if not items:
         return check
-    check.note = "the recipe recorded nothing that can be compared with"
-    if interface == "WaveformEncoder":
-        check.note = "hidden states alone have no metric"
-    for metric in (*_METRICS[interface], "score"):
+    check.note = (
+        interface.no_metric
+        or "the recipe recorded nothing that can be compared with"
+    )
+    for metric in interface.metrics:
         pairs = [
             (results[item["key"]].get(metric), recorded[metric])
             for item, recorded in items
@@ -278,7 +269,8 @@ def _compared(interface: str, items: Items, results: dict) -> Check:
         if pairs and not both:
             check.note = "the manifest has no column with the reference"
             continue
-        # The recipe may write some texts in another way than the manifest.
+        # Equal weights mean that both counted errors against the same reference;
+        # the recipe may have normalized some texts of the manifest.
         alike = [(new, old) for new, old in both if new[1] == old[1]]
         if len(alike) < max(1, len(pairs) / 2):
             if pairs:
@@ -311,7 +303,7 @@ _AGAIN = "Run the recipe once more (--test_only), so that all are of one run."
 
 
 def require_one_run(experiment: Experiment) -> None:
-    """Refuse an experiment whose parts contradict each other.
+    """Refuse an experiment whose parts are of different runs.
 
     Raises
     ------
@@ -342,6 +334,10 @@ def require_one_run(experiment: Experiment) -> None:
 
 
 def _text(layer: LayerPlan) -> str:
-    """Return a layer's plan in a form to compare, without names."""
+    """Return a layer's plan in a form to compare.
+
+    Its search block (``unit``) is left out, which differs between layers that
+    are quantized alike.
+    """
     fields = {**asdict(layer), "unit": ""}
     return json.dumps(fields, sort_keys=True)

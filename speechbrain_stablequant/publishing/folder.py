@@ -1,7 +1,6 @@
-"""Put a folder together: copied, written, and looked through before it is shown."""
+"""The folder that is published: its files, and putting it in place."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,13 @@ from typing import Any, Optional
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces import Blueprint
 from speechbrain_stablequant.publishing.inventory import Recipe
+from speechbrain_stablequant.publishing.manifest import (
+    MANIFEST,
+    file_names,
+    hash_file,
+    read_manifest,
+    write_manifest,
+)
 from speechbrain_stablequant.publishing.privacy import without_paths
 from speechbrain_stablequant.publishing.score_items import (
     Utterance,
@@ -30,8 +36,6 @@ __all__ = [
 ]
 
 EXAMPLE = "example.wav"
-MARK = ".speechbrain_stablequant"  # says that a folder is ours to replace
-_NOT_PUBLISHED = (MARK,)
 
 
 @dataclass
@@ -53,10 +57,8 @@ class HubFolder:
     notes: list[str] = field(default_factory=list)
 
     def files(self) -> list[str]:
-        """Return the names of all files, below the folder."""
-        found = [p for p in self.path.rglob("*") if p.is_file()]
-        names = sorted(p.relative_to(self.path).as_posix() for p in found)
-        return [name for name in names if name not in _NOT_PUBLISHED]
+        """Return the names of all files below the folder but the manifest."""
+        return file_names(self.path)
 
     def sizes(self) -> dict[str, int]:
         """Return bytes by name."""
@@ -109,19 +111,19 @@ def fill_folder(
         (path / "report.html").write_text(page, encoding="utf-8")
     for name, source in blueprint.elsewhere.items():
         folder.notes.append(f"{name} is not part of it: loaded from {source}")
-    for name in blueprint.foreign:
+    for name in blueprint.pretrained:
         folder.notes.append(
-            f"{name} was not trained in this recipe, its pretrainer has it: "
-            f"to upload it, say --include {name}, if you may"
+            f"{name} was not trained in this recipe but loaded by its "
+            f"pretrainer: --include {name} uploads it, if you may"
         )
-    folder.notes += blueprint.departures
+    folder.notes += blueprint.left_out
     unused = sorted(recipe.quantized - set(blueprint.files))
     if unused:
         folder.notes.append(
             f"{blueprint.interface.name} does not use {', '.join(unused)}: "
             "not part of it"
         )
-    if with_example and blueprint.interface.task != "text-generation":
+    if with_example and not blueprint.interface.takes_text:
         _add_example(folder, recipe, example)
     # Last: a folder with it is complete.
     (path / "hyperparams.yaml").write_text(blueprint.text, encoding="utf-8")
@@ -187,7 +189,7 @@ def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
 def staging(target: Path) -> Iterator[Path]:
     """Return a place beside the target, on the same file system.
 
-    What processes that were killed have left there is removed.
+    What killed processes have left there is removed.
 
     Raises
     ------
@@ -231,38 +233,33 @@ def _is_running(pid: str) -> bool:
 def _is_ours(target: Path) -> bool:
     if not target.is_dir():
         return False
-    return not any(target.iterdir()) or (target / MARK).is_file()
+    return not any(target.iterdir()) or (target / MANIFEST).is_file()
 
 
 def put_in_place(folder: HubFolder, target: Path) -> HubFolder:
-    """Move a folder to its place, where an earlier one of ours makes way.
+    """Move a folder to its place, instead of an earlier one of ours.
 
-    Files that people have put beside it there are an error, not a loss.
+    Raises
+    ------
+    PublishError
+        If people have edited or added files there: they would be lost.
     """
-    listing = {n: _digest(folder.path / n) for n in folder.files()}
-    (folder.path / MARK).write_text(json.dumps(listing), encoding="utf-8")
+    write_manifest(folder.path)
     if target.is_dir():
-        _refuse_foreign(target)
+        _refuse_edited(target)
         shutil.rmtree(target)
     shutil.move(str(folder.path), str(target))
     return HubFolder(target, folder.example, folder.notes)
 
 
-def _refuse_foreign(target: Path) -> None:
+def _refuse_edited(target: Path) -> None:
     """Raise if files were added or changed by hand since we wrote them."""
     if not any(target.iterdir()):
         return
-    try:
-        known = json.loads((target / MARK).read_text(encoding="utf-8"))
-    except ValueError:
-        known = {}
-    for name in HubFolder(target).files():
-        if known.get(name) != _digest(target / name):
+    known = read_manifest((target / MANIFEST).read_bytes()) or {}
+    for name in file_names(target):
+        if known.get(name) != hash_file(target / name):
             raise PublishError(
                 f"{target / name} was changed or added by hand: move it away, "
                 "or give another folder with --output."
             )
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

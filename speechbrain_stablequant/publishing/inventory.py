@@ -92,8 +92,8 @@ class Recipe:
                 found.update(arguments(given) if given else {})
         return found
 
-    def is_foreign(self, name: str) -> bool:
-        """Whether a loadable was loaded and not trained in the recipe."""
+    def is_pretrained(self, name: str) -> bool:
+        """Whether a loadable was loaded, and not trained in the recipe."""
         node = self.object(name)
         loaded = self._listed("Pretrainer", "loadables").values()
         trained = self._listed("Checkpointer", "recoverables").values()
@@ -232,6 +232,19 @@ class Recipe:
             if depth < len(parents):
                 places.append(parents[depth] / path)
         return next((place for place in places if place.exists()), None)
+
+    @property
+    def score_normalization(self) -> str:
+        """How the recipe normalizes scores of trials; empty if it does not."""
+        value = self.definitions.value("score_norm")
+        if isinstance(value, str) and value.lower() not in ("", "none", "null"):
+            return value
+        for _, node in self.definitions.values():
+            if node.tag.endswith(".VerificationStats"):
+                given = plain(node).get("score_norm")
+                if given:
+                    return str(given)
+        return ""
 
     def label_file(self, name: str) -> Optional[Path]:
         """Return the file with the labels that a loadable encodes.

@@ -21,21 +21,18 @@ from speechbrain_stablequant.errors import (
 from speechbrain_stablequant.publishing.interfaces import (
     INTERFACES,
     Interface,
-    interface,
+    recognize,
 )
 
-__all__ = ["LoadedModel", "interface_of", "load", "load_model", "read_audio"]
+__all__ = [
+    "LoadedModel",
+    "interface_of",
+    "load_model",
+    "load_published",
+    "read_audio",
+]
 
 YAML = "hyperparams.yaml"
-# What the YAML must have: modules, and names at its top level. The first counts.
-_SIGNS = (
-    ("LanguageModel", {"lm"}, set()),
-    ("EncoderDecoderASR", {"encoder", "decoder"}, {"tokenizer"}),
-    ("EncoderASR", {"encoder"}, {"tokenizer", "decoding_function"}),
-    ("WaveformEncoder", {"encoder"}, set()),
-    ("EncoderClassifier", {"embedding_model", "classifier"}, set()),
-    ("SpeakerRecognition", {"embedding_model"}, set()),
-)
 
 
 def interface_of(
@@ -72,9 +69,9 @@ def interface_of(
         )
     definitions = Definitions.load(path)
     modules, names = set(definitions.entries("modules")), set(definitions.nodes)
-    for name, needed, top in _SIGNS:
-        if needed <= modules and top <= names:
-            return interface(name)
+    found = recognize(modules, names)
+    if found is not None:
+        return found
     raise PublishError(
         f"{path} has the modules {', '.join(sorted(modules)) or '(none)'}: none "
         f"of {', '.join(INTERFACES)} loads these."
@@ -100,7 +97,11 @@ def _fetched(source: str, savedir: Optional[str]) -> Path:
         ) from err
 
 
-def load(source: str, savedir: Optional[str] = None) -> Any:
+def load_published(
+    source: str,
+    savedir: Optional[str] = None,
+    interface: Optional[Interface] = None,
+) -> Any:
     """Load a published model through SpeechBrain's interface for it.
 
     Arguments
@@ -109,6 +110,8 @@ def load(source: str, savedir: Optional[str] = None) -> Any:
         Folder, or ``user/name`` on the hub.
     savedir : str, optional
         Where SpeechBrain puts links to the files.
+    interface : Interface, optional
+        By default the one that fits its ``hyperparams.yaml``.
 
     Returns
     -------
@@ -121,13 +124,13 @@ def load(source: str, savedir: Optional[str] = None) -> Any:
     StableQuantError
         If the quantized files are damaged or do not fit.
     """
-    known = interface_of(source)
+    known = interface or interface_of(source)
     cls = getattr(importlib.import_module(known.module), known.name)
     kwargs = {} if savedir is None else {"savedir": savedir}
     return cls.from_hparams(source=str(source), **kwargs)
 
 
-SHORTEST_SECONDS = 0.1  # encoders need a frame, voices are far longer
+SHORTEST_SECONDS = 0.1  # less is not even one frame of an encoder
 
 
 @dataclass
@@ -141,7 +144,7 @@ class LoadedModel:
     name : str
         Its class.
     place : str
-        Folder or hub name that it was loaded from.
+        Folder or hub name it was loaded from.
     seconds : float
         How long that took.
     """
@@ -153,7 +156,7 @@ class LoadedModel:
 
     @property
     def takes_audio(self) -> bool:
-        """Whether it hears, and does not read."""
+        """Whether the model takes audio."""
         return hasattr(self.interface, "audio_normalizer") and any(
             hasattr(self.interface, name)
             for name in ("transcribe_batch", "encode_batch")
@@ -180,7 +183,7 @@ class LoadedModel:
 
 
 def load_model(source: str) -> LoadedModel:
-    """Load a published folder, as a stranger would.
+    """Load a published folder through its interface.
 
     Arguments
     ---------
@@ -198,7 +201,7 @@ def load_model(source: str) -> LoadedModel:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as savedir:
         try:
-            model = load(place, savedir)
+            model = load_published(place, savedir, known)
         except StableQuantError:
             raise
         except Exception as err:  # of any class that the YAML names
@@ -219,7 +222,7 @@ def _published(source: str) -> str:
         if folder.is_dir() and is_published(folder):
             return str(folder.resolve())
     raise SourceError(
-        f"{source} is no published folder (hyperparams.yaml with quantized "
+        f"{source} is not a published folder (hyperparams.yaml with quantized "
         "*.ckpt beside it), and has none in ptq/hub. Publish the experiment "
         "first: stablequant publish."
     )
@@ -231,8 +234,8 @@ def read_audio(model: LoadedModel, paths: Sequence[str]) -> list[torch.Tensor]:
     Raises
     ------
     SourceError
-        If a file is missing, too short, no audio, or has samples that are no
-        numbers.
+        If a file is missing, too short, no audio, or has samples that are not
+        finite numbers.
     """
     return [_signal(model, path) for path in paths]
 

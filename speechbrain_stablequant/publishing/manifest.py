@@ -1,25 +1,23 @@
-"""What a publication consists of: its files and their hashes.
+"""``publication.json``: the files of a publication, and their hashes.
 
-The list travels with the files. It tells what an earlier publication has put
-into a repository from what people have put there by hand.
+It is written into the folder and uploaded with it. Here it tells whether a
+folder may be replaced; on the hub, what an earlier publication has put into a
+repository from what people have added or edited there.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Optional, Union
-
-from speechbrain_stablequant.errors import PublishError
+from typing import Optional
 
 __all__ = [
     "MANIFEST",
     "FileHash",
-    "hash_bytes",
-    "hash_files",
-    "manifest_bytes",
+    "file_names",
+    "hash_file",
     "read_manifest",
+    "write_manifest",
 ]
 
 MANIFEST = "publication.json"
@@ -49,88 +47,40 @@ class FileHash:
         return remote_hash in (self.sha256, self.git_sha1)
 
 
-def hash_bytes(data: bytes) -> FileHash:
-    """Return the hashes of some bytes.
-
-    Example
-    -------
-    >>> hash_bytes(b"").git_sha1
-    'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
-    """
-    return _hash([data], len(data))
+def file_names(folder: Path) -> list[str]:
+    """Return the names of all files below a folder but the manifest."""
+    found = [p for p in folder.rglob("*") if p.is_file()]
+    names = sorted(p.relative_to(folder).as_posix() for p in found)
+    return [name for name in names if name != MANIFEST]
 
 
-def hash_files(
-    folder: Union[str, Path], files: Iterable[str]
-) -> dict[str, FileHash]:
-    """Return the hashes of files by their names.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where the files are.
-    files : iterable of str
-        Names relative to it, with ``/`` between folders.
-
-    Raises
-    ------
-    PublishError
-        If one is no file, or lies outside of the folder.
-    """
-    folder = Path(folder)
-    return {
-        name: _hash_file(_inside(folder, name))
-        for name in files
-        if name != MANIFEST
-    }
-
-
-def _inside(folder: Path, name: str) -> Path:
-    parts = name.split("/")
-    if not name or "\\" in name or {"", ".", ".."} & set(parts):
-        raise PublishError(
-            f"'{name}' cannot be published: give names relative to {folder}, "
-            "with / between folders."
-        )
-    path = folder.joinpath(*parts)
-    if not path.is_file():
-        raise PublishError(f"{path} cannot be published: there is no file.")
-    return path
-
-
-def _hash_file(path: Path) -> FileHash:
-    with path.open("rb") as file:
-        chunks = iter(lambda: file.read(1 << 20), b"")
-        return _hash(chunks, path.stat().st_size)
-
-
-def _hash(chunks: Iterable[bytes], num_bytes: int) -> FileHash:
+def hash_file(path: Path) -> FileHash:
+    """Return the hashes of a file, which may be larger than the memory."""
+    num_bytes = path.stat().st_size
     sha256 = hashlib.sha256()
     git = hashlib.sha1(f"blob {num_bytes}\0".encode())
-    for chunk in chunks:
-        sha256.update(chunk)
-        git.update(chunk)
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            sha256.update(chunk)
+            git.update(chunk)
     return FileHash(sha256.hexdigest(), git.hexdigest(), num_bytes)
 
 
-def manifest_bytes(files: Mapping[str, FileHash]) -> bytes:
-    """Return the list of files as JSON, the same for the same files."""
-    data = {
-        "format": _FORMAT,
-        "version": 1,
-        "files": {name: asdict(hashes) for name, hashes in files.items()},
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of a folder; the same files give the same bytes."""
+    files = {
+        name: asdict(hash_file(folder / name)) for name in file_names(folder)
     }
-    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+    data = {"format": _FORMAT, "version": 1, "files": files}
+    text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def read_manifest(data: bytes) -> Optional[dict[str, FileHash]]:
-    """Return the files of a list, or None if it is no list of ours.
+    """Return the files of a manifest, or None if it is not one of ours.
 
     Example
     -------
-    >>> files = {"plan.json": hash_bytes(b"{}")}
-    >>> read_manifest(manifest_bytes(files)) == files
-    True
     >>> read_manifest(b"[]") is None
     True
     """

@@ -1,70 +1,242 @@
-"""What only the user knows of a model that is to be published."""
+"""The options of publishing: of the command, the block and `make_folder`."""
 
-from dataclasses import dataclass, fields
-from typing import Optional
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
 
-from speechbrain_stablequant.errors import PublishError
+from speechbrain_stablequant.errors import KnobError, PublishError, nearest
 
-__all__ = ["About"]
+__all__ = ["PublishOptions"]
+
+
+def _option(group: str, default: Any = None) -> Any:
+    """Return a field; the group is its heading in the command's help."""
+    return field(default=default, metadata={"group": group})
 
 
 @dataclass(frozen=True)
-class About:
-    """What only the user knows of a model.
+class PublishOptions:
+    """The options below ``publish``, which `stablequant publish` has too.
 
     Arguments
     ---------
     repo : str, optional
-        ``user/name`` on the hub.
-    language, license, dataset : str, optional
-        For the metadata: ISO 639 code, licence of the hub's list, data set
-        that the test sets belong to.
-    base_model : str, optional
-        What it was fine-tuned from.
+        user/name on the hub; without it the folder is made and not uploaded.
+    dry_run : bool
+        Make and check the folder, list files and sizes, upload nothing.
+    private : bool, optional
+        Whether only you may see it; by default the hub's choice for a new
+        repository, and whatever an existing one is.
+    revision : str, optional
+        Branch; made if it does not exist.
+    overwrite : bool
+        Replace what others have put into the repository. The hub keeps
+        earlier commits.
+    message : str, optional
+        Message of the commit.
+    output : str, optional
+        The folder to make; by default ptq/hub in the experiment.
+    interface : str, optional
+        EncoderASR, EncoderDecoderASR, SpeakerRecognition, EncoderClassifier,
+        WaveformEncoder or LanguageModel; by default the one that fits the
+        modules of the experiment.
+    hyperparams : str, optional
+        Your own inference YAML, instead of one made from the experiment's.
     example : str, optional
-        Name of the audio file in the folder.
+        Audio file to show the model with; by default a test utterance.
+    no_example : bool
+        Put no audio into the folder.
+    openvino : bool
+        Add an OpenVINO model.
+    onnx : bool
+        Add an ONNX model.
+    include : list of str
+        Files that may be uploaded although they were not trained in this
+        recipe but loaded by its pretrainer, such as tokenizer.
+    no_check : bool
+        Do not load and score the folder in a clean process.
+    language : str, optional
+        For the model card: ISO 639 code of the language, such as en.
+    license : str, optional
+        For the model card: a licence of the hub's list, such as apache-2.0.
+    dataset : str, optional
+        For the model card: what the test sets belong to, such as LibriSpeech.
+    base_model : str, optional
+        For the model card: what was fine-tuned; by default from the YAML.
     trained_with : str, optional
-        How it was trained, for people: a command, or an address.
-    exports : tuple of str
-        Folders with models for runtimes alone.
-    departures : tuple of str
-        What the recipe's test did and the published model does not.
-    foreign : tuple of str
-        Files that were not trained in the recipe.
+        For the model card: command or address of the recipe.
 
     Raises
     ------
     PublishError
-        If a value would break the card, or is a path of this machine.
+        If a value is of another type, would break the card, or cannot be
+        right. `of` raises `KnobError`, and also for unknown options.
     """
 
-    repo: Optional[str] = None
-    language: Optional[str] = None
-    license: Optional[str] = None
-    dataset: Optional[str] = None
-    base_model: Optional[str] = None
-    example: Optional[str] = None
-    trained_with: Optional[str] = None
-    exports: tuple[str, ...] = ()
-    departures: tuple[str, ...] = ()
-    foreign: tuple[str, ...] = ()
+    repo: Optional[str] = _option("the hub")
+    dry_run: bool = _option("the hub", False)
+    private: Optional[bool] = _option("the hub")
+    revision: Optional[str] = _option("the hub")
+    overwrite: bool = _option("the hub", False)
+    message: Optional[str] = _option("the hub")
+    output: Optional[str] = _option("the model")
+    interface: Optional[str] = _option("the model")
+    hyperparams: Optional[str] = _option("the model")
+    example: Optional[str] = _option("the model")
+    no_example: bool = _option("the model", False)
+    openvino: bool = _option("the model", False)
+    onnx: bool = _option("the model", False)
+    include: tuple[str, ...] = _option("the model", ())
+    no_check: bool = _option("the model", False)
+    language: Optional[str] = _option("the model card")
+    license: Optional[str] = _option("the model card")
+    dataset: Optional[str] = _option("the model card")
+    base_model: Optional[str] = _option("the model card")
+    trained_with: Optional[str] = _option("the model card")
+
+    @classmethod
+    def of(cls, given: Any) -> Optional["PublishOptions"]:
+        """Read the block's ``publish``; None if nothing is to be published.
+
+        Example
+        -------
+        >>> options = PublishOptions.of({"repo": "me/digits", "private": True})
+        >>> options.arguments()
+        ['--repo', 'me/digits', '--private']
+        >>> PublishOptions.of(None) is None
+        True
+        """
+        if not given:
+            return None
+        if not isinstance(given, Mapping):
+            raise KnobError(
+                f"publish is {given!r}: write its options, such as "
+                "publish: {repo: user/name}."
+            )
+        known = [option.name for option in fields(cls)]
+        for key in given:
+            if key not in known:
+                raise KnobError(
+                    f"publish has no option '{key}'." + nearest(key, known)
+                )
+        try:
+            return cls(**given)
+        except PublishError as err:
+            raise KnobError(f"publish: {err}") from None
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, str):
-                continue
-            if not value.strip() or "\n" in value:
-                raise PublishError(
-                    f"{field.name} is {value!r}: a line of text is needed."
-                )
-            if field.name == "base_model" and value.startswith(("/", ".", "~")):
-                raise PublishError(
-                    f"base_model is {value!r}, a path of this machine: give the "
-                    "model's name on the hub."
-                )
+        names = self.include
+        names = (names,) if isinstance(names, str) else tuple(names)
+        object.__setattr__(self, "include", names)
+        for option in fields(self):
+            _check_type(option, getattr(self, option.name))
+        # What would be refused after training is refused before it.
+        if self.repo is not None:
+            check_names(self.repo, self.revision)
+        elif self.private is not None or self.revision or self.overwrite:
+            raise PublishError(
+                "private, revision and overwrite are about a repository: name "
+                "it as user/name with the option repo."
+            )
+        if self.interface is not None:
+            from speechbrain_stablequant.publishing.interfaces import interface
+
+            interface(self.interface)
+        for name in ("hyperparams", "example"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise PublishError(f"{name}: {path} is not there.")
+        if self.base_model and self.base_model.startswith(("/", ".", "~")):
+            raise PublishError(
+                f"base_model is {self.base_model!r}, a path of this machine: "
+                "give the model's name on the hub."
+            )
         if self.language is not None and len(self.language) not in (2, 3):
             raise PublishError(
                 f"language is '{self.language}': a code of ISO 639 is needed, "
                 "such as en."
             )
+
+    @property
+    def uploads(self) -> bool:
+        """Whether anything leaves this machine."""
+        return self.repo is not None and not self.dry_run
+
+    def arguments(self) -> list[str]:
+        """Return them as arguments of the command."""
+        found = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            flag = "--" + option.name.replace("_", "-")
+            if value is True:
+                found.append(flag)
+            elif value is False and option.name == "private":
+                found.append("--public")
+            elif isinstance(value, str):
+                found += [flag, value]
+            elif isinstance(value, tuple):
+                found += [part for name in value for part in (flag, name)]
+        return found
+
+
+def _check_type(option, value: Any) -> None:
+    if value is None or isinstance(value, tuple):
+        return
+    if option.type in (bool, Optional[bool]):
+        if not isinstance(value, bool):
+            raise PublishError(
+                f"{option.name} is {value!r}: True or False is needed."
+            )
+    elif not isinstance(value, str) or not value.strip() or "\n" in value:
+        raise PublishError(
+            f"{option.name} is {value!r}: a line of text is needed."
+        )
+
+
+def check_names(repo: str, branch: Optional[str] = None) -> None:
+    """Refuse names that no hub would take, without asking one.
+
+    Raises
+    ------
+    PublishError
+        If one of them is not valid.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HFValidationError("It has to be 'user/name'")
+    except HFValidationError as err:
+        reason = str(err).strip().rstrip(".")
+        raise PublishError(
+            f"'{repo}' is not a valid repository id: {reason}.{_meant(repo)}"
+        ) from err
+    if branch is None:
+        return
+    if re.fullmatch("[0-9a-f]{40}", branch):
+        raise PublishError(
+            f"'{branch}' is a commit; give the name of a branch to publish to."
+        )
+    if not re.fullmatch(r"(?!refs/|[-./])(?!.*(\.\.|//))[\w./-]+", branch):
+        raise PublishError(
+            f"'{branch}' is not a valid branch name: use letters, digits and "
+            "- _ . / as in 'int8'."
+        )
+
+
+def _meant(repo: str) -> str:
+    """Return a hint: the id within an address, or one of the right form."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    parts = [p for p in re.sub(r"^\w+://[^/]*", "", repo).split("/") if p]
+    found = "/".join(re.sub(r"[^\w.-]+", "-", part) for part in parts[:2])
+    try:
+        validate_repo_id(found)
+    except HFValidationError:
+        return ""
+    if len(parts) < 2:
+        return f" Put your user name or organization first: 'user/{found}'."
+    return f" Did you mean '{found}'?"

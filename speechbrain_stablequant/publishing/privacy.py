@@ -1,4 +1,4 @@
-"""What must not get out with a model: paths of this machine, tokens."""
+"""What must not be published with a model: paths of this machine, tokens."""
 
 import html
 import json
@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Optional
 
+from sentencepiece import SentencePieceProcessor
 from yaml import Node, ScalarNode
 
+from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = ["find_private", "private_words", "without_paths"]
@@ -26,10 +27,10 @@ _OTHERS = (
 def find_private(
     folder: Path, names: Sequence[str], words: Iterable[str]
 ) -> list[str]:
-    """Return which files have one of some texts in them, or an absolute path.
+    """Return what is private in some files: known paths, others, and tokens.
 
-    Texts are looked for in all files, in the ways that JSON and HTML write
-    them; what looks like a path of this machine, or a token, in text files.
+    Known paths are looked for in all files, also as JSON and HTML write them;
+    what looks like another path of this machine, or a token, in text files.
 
     Arguments
     ---------
@@ -118,10 +119,6 @@ def _texts(node: Node) -> Iterator[str]:
             todo += child if isinstance(child, tuple) else [child]
 
 
-_TRAINER_SPEC, _PATHS = 2, (1, 2)
-_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
-
-
 def without_paths(model: bytes) -> bytes:
     """Return a SentencePiece model without the paths of its training.
 
@@ -133,84 +130,31 @@ def without_paths(model: bytes) -> bytes:
     Returns
     -------
     bytes
-        The same model; the same bytes if it is none.
+        The same model; the same bytes if the file is of another kind.
+
+    Raises
+    ------
+    PublishError
+        If protobuf is missing, or does not fit sentencepiece.
 
     Example
     -------
-    >>> spec = b"\\x0a\\x05/text" + b"\\x20\\x07"  # input, vocab_size
-    >>> model = b"\\x0a\\x03abc" + b"\\x12\\x09" + spec
-    >>> without_paths(model)
-    b'\\n\\x03abc\\x12\\x02 \\x07'
     >>> without_paths(b"something else")
     b'something else'
     """
     try:
-        fields = list(_fields(model))
-    except ValueError:
+        SentencePieceProcessor().LoadFromSerializedProto(model)
+    except RuntimeError:  # of another kind
         return model
-    parts = []
-    for number, start, content, end in fields:
-        if number == _TRAINER_SPEC and content is not None:
-            parts.append(_without(model[content:end]))
-        else:
-            parts.append(model[start:end])
-    return b"".join(parts)
-
-
-def _without(spec: bytes) -> bytes:
-    """Return field 2 with a trainer's specification that names no file."""
     try:
-        kept = b"".join(
-            spec[start:end]
-            for number, start, _, end in _fields(spec)
-            if number not in _PATHS
-        )
-    except ValueError:
-        kept = spec
-    key = _TRAINER_SPEC << 3 | _LENGTH
-    return bytes([key]) + _varint(len(kept)) + kept
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int, Optional[int], int]]:
-    """Yield number, start, start of a content with length (or None), end."""
-    position = 0
-    while position < len(data):
-        start = position
-        key, position = _read_varint(data, position)
-        number, kind = key >> 3, key & 7
-        content = None
-        if kind == _VARINT:
-            _, position = _read_varint(data, position)
-        elif kind == _EIGHT_BYTES:
-            position += 8
-        elif kind == _FOUR_BYTES:
-            position += 4
-        elif kind == _LENGTH:
-            length, content = _read_varint(data, position)
-            position = content + length
-        else:
-            raise ValueError(f"wire type {kind}")
-        if number == 0 or position > len(data):
-            raise ValueError("no protocol buffer")
-        yield number, start, content, position
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if position >= len(data) or shift > 63:
-            raise ValueError("no protocol buffer")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, position
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value >= 0x80:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*found, value])
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    except Exception as err:  # protobuf refuses code of another version
+        raise PublishError(
+            "Paths of the training cannot be taken out of the SentencePiece "
+            f"model: {err}. It needs the package protobuf, in a version that "
+            "fits: pip install -U sentencepiece protobuf."
+        ) from err
+    proto = ModelProto.FromString(model)
+    proto.trainer_spec.ClearField("input")
+    proto.trainer_spec.ClearField("model_prefix")
+    return proto.SerializeToString(deterministic=True)

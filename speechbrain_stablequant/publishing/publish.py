@@ -1,7 +1,7 @@
-"""From an experiment to a folder for a hub, checked, and on to the hub."""
+"""From an experiment to a checked folder for a hub."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
@@ -32,54 +32,15 @@ from speechbrain_stablequant.publishing.interfaces import (
 )
 from speechbrain_stablequant.publishing.inventory import Recipe
 from speechbrain_stablequant.publishing.load import interface_of
-from speechbrain_stablequant.publishing.options import About
+from speechbrain_stablequant.publishing.options import PublishOptions
 from speechbrain_stablequant.publishing.privacy import (
     find_private,
     private_words,
 )
 
-__all__ = ["Publication", "PublishOptions", "make_folder"]
+__all__ = ["Publication", "make_folder"]
 
 CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class PublishOptions:
-    """How to publish.
-
-    Arguments
-    ---------
-    about : About
-        For the card.
-    output : str, optional
-        The folder to make; by default ``ptq/hub`` in the experiment.
-    interface : str, optional
-        Name of SpeechBrain's interface; by default the one that fits.
-    hyperparams : str, optional
-        An inference YAML to take in place of one from the experiment's.
-    example : str, optional
-        Audio file to show the model with; by default a test utterance.
-    with_example : bool
-        False: no audio.
-    extras : tuple of callable
-        Called with the folder when the model in it has been checked; each adds
-        something, such as a model for another runtime.
-    check : bool
-        False: neither load nor score it before it is shown.
-    include : sequence of str, optional
-        Files that the recipe's pretrainer has, and that may be published; None
-        to publish nothing yet, so that no consent is needed.
-    """
-
-    about: About = About()
-    output: Optional[str] = None
-    interface: Optional[str] = None
-    hyperparams: Optional[str] = None
-    example: Optional[str] = None
-    with_example: bool = True
-    extras: tuple[Callable[[Path], Any], ...] = ()
-    check: bool = True
-    include: Optional[Sequence[str]] = None
 
 
 @dataclass
@@ -103,20 +64,24 @@ class Publication:
 
 def make_folder(
     experiment: Union[str, Path, Experiment],
-    options: PublishOptions = PublishOptions(),
+    options: Optional[PublishOptions] = None,
+    extras: Sequence[Callable[[Path], Any]] = (),
 ) -> Publication:
-    """Make a folder that stock SpeechBrain loads, from an experiment.
+    """Export an experiment as a folder that stock SpeechBrain loads.
 
-    It is built beside its place, loaded in a clean process and scored on a few
-    test utterances, searched for paths of this machine, and only then put
-    where it belongs.
+    The folder is built beside its place, loaded in a clean process, scored on a
+    few test utterances and searched for paths of this machine. Only then it
+    replaces an earlier one.
 
     Arguments
     ---------
     experiment : str, Path or Experiment
         Output folder of a recipe that was run with the block.
-    options : PublishOptions
-        How.
+    options : PublishOptions, optional
+        What to publish, and what the card is to say.
+    extras : sequence of callable
+        Called with the folder once the model in it has been checked; each adds
+        something, such as a model for another runtime.
 
     Returns
     -------
@@ -128,12 +93,14 @@ def make_folder(
         If something is missing, the model does not load or is not what was
         measured, or paths of this machine would be published.
     """
+    options = options or PublishOptions()
     if not isinstance(experiment, Experiment):
         experiment = Experiment(experiment)
     recipe = Recipe(experiment)
     require_one_run(experiment)
     blueprint = _blueprint(recipe, options)
-    _ask_for_foreign(blueprint, options.include)
+    if options.uploads:
+        _require_consent(blueprint, options.include)
     target = Path(options.output or experiment.ptq / "hub").resolve()
     with staging(target) as scratch:
         folder = fill_folder(
@@ -141,16 +108,17 @@ def make_folder(
             recipe,
             blueprint,
             None if options.example is None else Path(options.example),
-            options.with_example,
+            not options.no_example,
         )
         check = None
-        if options.check:
+        if not options.no_check:
             check = check_folder(
                 folder.path, blueprint.interface, recipe, str(target)
             )
-        for add in options.extras:
+        for add in extras:
             add(folder.path)
-        _write_card(folder, recipe, blueprint, options.about, check)
+        card = model_card(options, blueprint, experiment, folder, check)
+        card.save(folder.path / CARD)
         _refuse_private(folder, recipe)
         folder = put_in_place(folder, target)
     return Publication(folder, blueprint.interface.name, check)
@@ -165,7 +133,7 @@ def _blueprint(recipe: Recipe, options: PublishOptions) -> Blueprint:
 def _given_blueprint(
     recipe: Recipe, path: Path, options: PublishOptions
 ) -> Blueprint:
-    """Return the user's inference YAML, with the files that it loads."""
+    """Return the user's inference YAML, and the files that it loads."""
     definitions = Definitions.load(path)
     node = definitions.get("pretrainer")
     if node is None or not class_name(node).endswith(".Pretrainer"):
@@ -198,17 +166,13 @@ def _given_blueprint(
         known or interface_of(path),
         text,
         files,
-        foreign=[name for name in files if recipe.is_foreign(name)],
+        pretrained=[name for name in files if recipe.is_pretrained(name)],
     )
 
 
-def _ask_for_foreign(
-    blueprint: Blueprint, include: Optional[Sequence[str]]
-) -> None:
-    """Refuse to publish what the recipe has not trained, without consent."""
-    if include is None:
-        return
-    lacking = [name for name in blueprint.foreign if name not in include]
+def _require_consent(blueprint: Blueprint, include: Sequence[str]) -> None:
+    """Refuse to upload what the recipe has not trained, without consent."""
+    lacking = [name for name in blueprint.pretrained if name not in include]
     if lacking:
         options = " ".join(f"--include {name}" for name in lacking)
         raise PublishError(
@@ -216,30 +180,6 @@ def _ask_for_foreign(
             "pretrainer has them. If you may publish them, say so with "
             f"{options}."
         )
-
-
-def _write_card(folder, recipe, blueprint, about: About, check) -> None:
-    """Write the card."""
-    about = replace(
-        about,
-        base_model=about.base_model or blueprint.base_model,
-        example=folder.example,
-        departures=tuple(blueprint.departures),
-        foreign=tuple(blueprint.foreign),
-        exports=tuple(
-            path.parent.name
-            for path in sorted(folder.path.glob("*/export.json"))
-        ),
-    )
-    text = model_card(
-        about,
-        blueprint.interface,
-        recipe.experiment.report,
-        recipe.experiment.plan,
-        folder.sizes(),
-        check,
-    )
-    (folder.path / CARD).write_text(text, encoding="utf-8")
 
 
 def _refuse_private(folder: HubFolder, recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ from speechbrain_stablequant.publishing.interfaces.registry import (
     INTERFACES,
     choose,
     interface,
+    recognize,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "choose",
     "interface",
     "make_blueprint",
+    "recognize",
 ]

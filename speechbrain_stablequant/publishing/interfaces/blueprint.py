@@ -14,10 +14,6 @@ from speechbrain_stablequant.artifacts.hyperparams import (
     refers_to,
 )
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.deviations import (
-    departures,
-    refuse_switches,
-)
 from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
 from speechbrain_stablequant.publishing.interfaces.encoder import (
     without_weights,
@@ -27,6 +23,8 @@ from speechbrain_stablequant.publishing.inventory import Recipe
 __all__ = ["Blueprint", "make_blueprint"]
 
 LOAD_HOOK = "speechbrain_stablequant.load_quantized"
+# Switches that recipes read in Python, and the value that interfaces imply
+_SWITCHES = {"amp_to_db": False, "normalize": True, "upsampling": False}
 HEADER = """\
 # ################################
 # {title}, quantized
@@ -55,11 +53,11 @@ class Blueprint:
         Loadables that come from a hub repository of others, by name.
     base_model : str, optional
         Name of the pretrained encoder that training began with.
-    departures : list of str
-        Steps of the recipe's test that the interface leaves out.
-    foreign : list of str
-        Loadables that the recipe's pretrainer has and its checkpointer has not:
-        they were not trained in it.
+    left_out : list of str
+        Steps of the recipe's test that the interface does not do.
+    pretrained : list of str
+        Files that the recipe's pretrainer loads and its checkpointer does not
+        keep: they were not trained in it.
     """
 
     interface: Interface
@@ -67,8 +65,8 @@ class Blueprint:
     files: Sequence[str]
     elsewhere: dict[str, str] = field(default_factory=dict)
     base_model: Optional[str] = None
-    departures: Sequence[str] = ()
-    foreign: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+    pretrained: Sequence[str] = ()
 
 
 def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
@@ -79,7 +77,7 @@ def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
     PublishError
         If the experiment lacks something that the interface needs.
     """
-    refuse_switches(recipe)
+    _refuse_switches(recipe)
     needs = interface.needs(recipe)
     nodes = {**needs.nodes, **_audio_normalizer(interface, recipe)}
     changes, base_model = without_weights(recipe)
@@ -106,15 +104,28 @@ def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
         files,
         elsewhere,
         base_model,
-        departures(recipe, interface.name),
-        [name for name in files if recipe.is_foreign(name)],
+        interface.left_out(recipe),
+        [name for name in files if recipe.is_pretrained(name)],
     )
+
+
+def _refuse_switches(recipe: Recipe) -> None:
+    """Refuse recipes that compute features in a way that no interface does."""
+    for name, implied in _SWITCHES.items():
+        value = recipe.definitions.value(name)
+        if isinstance(value, bool) and value is not implied:
+            raise PublishError(
+                f"{recipe.definitions.source} has {name}: {value}, which the "
+                "recipe obeys in its compute_forward and the interface does "
+                "not know: the model would get other features. Give an "
+                "inference YAML with --hyperparams."
+            )
 
 
 def _audio_normalizer(interface: Interface, recipe: Recipe) -> dict[str, Node]:
     """Return what interfaces need at another sampling rate than 16 kHz."""
     rate = recipe.number("sample_rate", 16000)
-    if rate == 16000 or interface.task == "text-generation":
+    if rate == 16000 or interface.takes_text:
         return {}
     name = "speechbrain.dataio.preprocess.AudioNormalizer"
     return {"audio_normalizer": new(name, sample_rate=rate)}

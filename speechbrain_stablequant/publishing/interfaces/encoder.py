@@ -4,6 +4,7 @@ import contextlib
 import json
 from typing import Any, Optional
 
+import torch
 from yaml import Node
 
 from speechbrain_stablequant.artifacts.hyperparams import (
@@ -14,7 +15,11 @@ from speechbrain_stablequant.artifacts.hyperparams import (
     plain,
 )
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
+from speechbrain_stablequant.publishing.interfaces.base import (
+    Interface,
+    Needs,
+    audio,
+)
 from speechbrain_stablequant.publishing.inventory import ENCODERS, Recipe
 
 __all__ = ["WAVEFORM_ENCODER", "config_of", "without_weights"]
@@ -143,6 +148,11 @@ def _needs(recipe: Recipe) -> Needs:
     return Needs({}, {"encoder": recipe.refer(name)})
 
 
+def _encode(model: Any, item: dict[str, Any]) -> dict[str, Any]:
+    states = model.encode_batch(audio(model, item), torch.ones(1))
+    return {"shape": list(states.shape), "norm": float(states.norm())}
+
+
 WAVEFORM_ENCODER = Interface(
     name="WaveformEncoder",
     module="speechbrain.inference.encoders",
@@ -150,4 +160,11 @@ WAVEFORM_ENCODER = Interface(
     title="Self-supervised speech encoder",
     fits=_fits,
     needs=_needs,
+    run=_encode,
+    call='states = model.encode_file("{audio}")',
+    modules=["encoder"],
+    no_metric="hidden states alone have no metric",
+    left_out=lambda recipe: [
+        "the test was of a model that the encoder is a part of"
+    ],
 )

@@ -1,5 +1,7 @@
 """Language models, of one domain or of many."""
 
+from typing import Any
+
 from speechbrain_stablequant.artifacts.hyperparams import class_name, reference
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
@@ -52,6 +54,11 @@ def _needs(recipe: Recipe) -> Needs:
     )
 
 
+def _score(model: Any, item: dict[str, Any]) -> dict[str, Any]:
+    score = model.score_sentences([item["text"]])[0]
+    return {"PPL": [score.nats, score.num_tokens]}
+
+
 LANGUAGE_MODEL = Interface(
     name="LanguageModel",
     module="speechbrain_stablequant.models",
@@ -59,4 +66,8 @@ LANGUAGE_MODEL = Interface(
     title="Language model",
     fits=_fits,
     needs=_needs,
+    run=_score,
+    call='print(model.perplexity(["a sentence of the domain"]))',
+    modules=["lm"],
+    metrics=["PPL"],
 )

@@ -1,8 +1,10 @@
 """Speech recognition: with CTC, or with an attention decoder."""
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
+import torch
+from speechbrain.utils.metric_stats import ErrorRateStats
 from yaml import Node
 
 from speechbrain_stablequant.artifacts.hyperparams import (
@@ -16,6 +18,7 @@ from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import (
     Interface,
     Needs,
+    audio,
     is_class,
     name_node,
 )
@@ -199,6 +202,39 @@ def _language_model(recipe: Recipe, search: str) -> dict[str, Node]:
     return found
 
 
+def _left_out(recipe: Recipe) -> list[str]:
+    if "rescorer" in recipe.definitions:
+        return ["the test rescored its hypotheses with a language model"]
+    return []
+
+
+def _ctc_left_out(recipe: Recipe) -> list[str]:
+    ngrams = recipe.definitions.entries("test_beam_search").get(
+        "kenlm_model_path"
+    )
+    found = []
+    if ngrams is not None and plain(ngrams):
+        found.append("the test decoded with an n-gram language model")
+    return found + _left_out(recipe)
+
+
+def _transcribe(model: Any, item: dict[str, Any]) -> dict[str, Any]:
+    """Return the text, and its errors if the reference is known."""
+    words, _ = model.transcribe_batch(audio(model, item), torch.ones(1))
+    text = words[0] if isinstance(words[0], str) else " ".join(words[0])
+    found = {"text": text}
+    if item.get("text"):
+        for name, split in (("WER", False), ("CER", True)):
+            stats = ErrorRateStats(split_tokens=split)
+            stats.append([item["key"]], [text.split()], [item["text"].split()])
+            counts = stats.scores[0]
+            kinds = ("insertions", "deletions", "substitutions")
+            errors = sum(counts[kind] for kind in kinds)
+            found[name] = [errors, counts["num_ref_tokens"]]
+    return found
+
+
+_CALL = 'print(model.transcribe_file("{audio}"))'
 ENCODER_ASR = Interface(
     name="EncoderASR",
     module="speechbrain.inference.ASR",
@@ -206,6 +242,12 @@ ENCODER_ASR = Interface(
     title="Speech recognition with CTC",
     fits=_is_ctc,
     needs=_ctc_needs,
+    run=_transcribe,
+    call=_CALL,
+    modules=["encoder"],
+    names=["tokenizer", "decoding_function"],
+    metrics=["WER", "CER"],
+    left_out=_ctc_left_out,
 )
 ENCODER_DECODER_ASR = Interface(
     name="EncoderDecoderASR",
@@ -214,4 +256,10 @@ ENCODER_DECODER_ASR = Interface(
     title="Speech recognition with an attention decoder",
     fits=_has_decoder,
     needs=_decoder_needs,
+    run=_transcribe,
+    call=_CALL,
+    modules=["encoder", "decoder"],
+    names=["tokenizer"],
+    metrics=["WER", "CER"],
+    left_out=_left_out,
 )

@@ -1,5 +1,6 @@
 """The interfaces by name. The first that fits is taken."""
 
+from collections.abc import Collection
 from typing import Optional
 
 from speechbrain_stablequant.errors import PublishError, nearest
@@ -20,13 +21,13 @@ from speechbrain_stablequant.publishing.interfaces.speaker import (
 )
 from speechbrain_stablequant.publishing.inventory import Recipe
 
-__all__ = ["INTERFACES", "choose", "interface"]
+__all__ = ["INTERFACES", "choose", "interface", "recognize"]
 
 INTERFACES: dict[str, Interface] = {
     known.name: known
     for known in (
-        ENCODER_ASR,
         ENCODER_DECODER_ASR,
+        ENCODER_ASR,
         SPEAKER_RECOGNITION,
         ENCODER_CLASSIFIER,
         LANGUAGE_MODEL,
@@ -68,4 +69,34 @@ def choose(recipe: Recipe, name: Optional[str] = None) -> Interface:
         f"modules {', '.join(recipe.modules)} is not known. Give an inference "
         f"YAML with --hyperparams and the interface with --interface "
         f"({', '.join(INTERFACES)})."
+    )
+
+
+def recognize(
+    modules: Collection[str], names: Collection[str]
+) -> Optional[Interface]:
+    """Return the interface that loads a published YAML, None if none does.
+
+    Arguments
+    ---------
+    modules, names : collection of str
+        Its modules, and its names at the top level.
+
+    Example
+    -------
+    >>> recognize(["encoder"], ["tokenizer", "decoding_function"]).name
+    'EncoderASR'
+    >>> recognize(["encoder"], []).name
+    'WaveformEncoder'
+    """
+    found = [
+        known
+        for known in INTERFACES.values()
+        if set(known.modules) <= set(modules) and set(known.names) <= set(names)
+    ]
+    # The most particular: a classifier has all that a speaker model needs.
+    return max(
+        found,
+        key=lambda known: len(known.modules) + len(known.names),
+        default=None,
     )

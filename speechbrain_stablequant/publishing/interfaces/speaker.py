@@ -1,10 +1,16 @@
 """Embeddings of utterances: speaker verification, and classification."""
 
+from typing import Any
+
 from yaml import Node
 
 from speechbrain_stablequant.artifacts.hyperparams import new, reference
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
+from speechbrain_stablequant.publishing.interfaces.base import (
+    Interface,
+    Needs,
+    audio,
+)
 from speechbrain_stablequant.publishing.inventory import NORMALIZERS, Recipe
 
 __all__ = ["ENCODER_CLASSIFIER", "SPEAKER_RECOGNITION"]
@@ -71,6 +77,38 @@ def _classifier_needs(recipe: Recipe) -> Needs:
     return Needs(nodes, modules, {LABELS: reference(LABELS)})
 
 
+def _left_out(recipe: Recipe) -> list[str]:
+    norm = recipe.score_normalization
+    return [f"the scores of the test were normalized ({norm})"] if norm else []
+
+
+def _verify(model: Any, item: dict[str, Any]) -> dict[str, Any]:
+    """Return the score of a trial, or what an embedding looks like."""
+    first = audio(model, item)
+    if "path2" not in item:
+        vector = model.encode_batch(first)
+        return {"size": vector.shape[-1], "norm": float(vector.norm())}
+    second = audio(model, {"path": item["path2"], **item["part2"]})
+    score, _ = model.verify_batch(first, second)
+    return {"score": [float(score), 1.0]}
+
+
+def _classify(model: Any, item: dict[str, Any]) -> dict[str, Any]:
+    """Return the class, and whether it is wrong if the right one is known."""
+    try:
+        _, score, _, label = model.classify_batch(audio(model, item))
+    except KeyError as err:
+        raise ValueError(
+            f"The classifier has a class {err} that label_encoder.ckpt has no "
+            f"name for ({len(model.hparams.label_encoder)} labels): it is of "
+            "another run."
+        ) from err
+    found = {"label": label[0], "score": float(score)}
+    if item.get("label"):
+        found["error"] = [float(label[0] != item["label"]), 1.0]
+    return found
+
+
 SPEAKER_RECOGNITION = Interface(
     name="SpeakerRecognition",
     module="speechbrain.inference.speaker",
@@ -78,6 +116,12 @@ SPEAKER_RECOGNITION = Interface(
     title="Speaker verification",
     fits=_verifies,
     needs=_speaker_needs,
+    run=_verify,
+    call='score, same_speaker = model.verify_files("{audio}", "other.wav")',
+    modules=["embedding_model"],
+    metrics=["score"],
+    by_trials=True,
+    left_out=_left_out,
 )
 ENCODER_CLASSIFIER = Interface(
     name="EncoderClassifier",
@@ -86,4 +130,9 @@ ENCODER_CLASSIFIER = Interface(
     title="Classification of utterances",
     fits=lambda recipe: _embeds(recipe) and bool(recipe.module("classifier")),
     needs=_classifier_needs,
+    run=_classify,
+    call='probabilities, score, index, label = model.classify_file("{audio}")',
+    modules=["embedding_model", "classifier"],
+    metrics=["error"],
+    labels=LABELS,
 )

@@ -6,7 +6,6 @@ on stdout. It stays, since importing the client takes longer than most calls.
 """
 
 import dataclasses
-import importlib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 
 
 class Client:
-    """Calls ``upload`` and ``check_destination`` in a process of its own."""
+    """Calls ``upload`` and ``check_repository`` in a process of its own."""
 
     def __init__(self, url: str, home: Path, **env):
         self.log = (home / "stderr.txt").open("w+")
@@ -73,23 +72,23 @@ def environment(url: str, home: Path, **env) -> dict:
 
 
 def _serve():
-    from speechbrain_stablequant.errors import PublishError
+    from huggingface_hub.utils import disable_progress_bars
 
-    package = "speechbrain_stablequant.publishing"
-    module = importlib.import_module(f"{package}.upload")
-    checks = importlib.import_module(f"{package}.destination")
+    from speechbrain_stablequant.errors import PublishError
+    from speechbrain_stablequant.publishing import PublishOptions, hub
 
     pause = time.sleep  # between the retries of the client: not what we test
     time.sleep = lambda seconds: pause(min(seconds, 0.01))
-    checks._TIMEOUT = 2  # seconds
+    hub.TIMEOUT = 2  # seconds
+    disable_progress_bars()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         call = json.loads(line)
         os.environ["HF_TOKEN"] = call.pop("login", "hf_write")
         name = call.pop("function", "upload")
-        destination = module.Destination(**call.pop("destination"))
         try:
-            result = getattr(module, name)(destination=destination, **call)
+            options = PublishOptions(**call.pop("options"))
+            result = getattr(hub, name)(options=options, **call)
             answer = {**dataclasses.asdict(result), "error": None}
             if name == "upload":
                 answer["summary"] = result.summary()

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from speechbrain_stablequant.publishing.manifest import write_manifest
 from tests.integration.hub.client import Client
-from tests.integration.hub.publication import FILES, NAME, names, write
+from tests.integration.hub.publication import FILES, NAME, write
 from tests.integration.hub.server import Hub
 
 
@@ -48,16 +49,12 @@ def publish(running, hub, folder):
     """Return what uploads a folder and gives the result, errors included."""
     client = running[1]
 
-    def run(where=folder, files=None, login="hf_write", **destination):
-        destination = {"repo": NAME, **destination}
-        files = sorted(names(where)) if files is None else files
+    def run(where=folder, login="hf_write", **options):
+        write_manifest(where)
         client.start(
             folder=where,
-            files=files,
-            destination=destination,
+            options={"repo": NAME, "message": "Publish", **options},
             login=login,
-            message="Publish",
-            progress=False,
         )
         return client.answer()
 
@@ -68,10 +65,11 @@ def publish(running, hub, folder):
 def check(running, hub):
     client = running[1]
 
-    def run(login="hf_write", **destination):
+    def run(login="hf_write", token=None, **options):
         client.start(
-            function="check_destination",
-            destination={"repo": NAME, **destination},
+            function="check_repository",
+            options={"repo": NAME, **options},
+            token=token,
             login=login,
         )
         return client.answer()

@@ -1,21 +1,19 @@
 """A small publication, and what of it is on a hub."""
 
-import json
 from pathlib import Path
 
 from speechbrain_stablequant.publishing.manifest import (
     MANIFEST,
-    hash_bytes,
+    FileHash,
     read_manifest,
 )
-from tests.integration.hub.repositories import ATTRIBUTES
+from tests.integration.hub.repositories import ATTRIBUTES, content_hash
 
 NAME = "ann/tiny"
-PLAN = json.dumps({"format": "speechbrain_stablequant.plan", "layers": {}})
 FILES = {
     "README.md": b"---\nlicense: apache-2.0\n---\n# A model\n",
     "hyperparams.yaml": b"model: 1\n",
-    "plan.json": PLAN.encode(),
+    "plan.json": b'{"format": "speechbrain_stablequant.plan"}',
     "model.ckpt": b"\0weights" * 5000,
     "wav2vec2.ckpt": b"\0encoder" * 6000,
     "plots/front.png": b"\x89PNG\0",
@@ -28,14 +26,6 @@ def write(folder: Path, files: dict) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
-
-
-def names(folder: Path) -> list:
-    return [
-        p.relative_to(folder).as_posix()
-        for p in folder.rglob("*")
-        if p.is_file()
-    ]
 
 
 def state(hub, branch="main", name=NAME) -> dict:
@@ -51,7 +41,14 @@ def listed(hub) -> dict:
 
 
 def hashes(files: dict) -> dict:
-    return {name: hash_bytes(content) for name, content in files.items()}
+    return {
+        name: FileHash(
+            content_hash(content, True),
+            content_hash(content, False),
+            len(content),
+        )
+        for name, content in files.items()
+    }
 
 
 def commits(hub, name=NAME) -> list:

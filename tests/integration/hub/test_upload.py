@@ -6,15 +6,13 @@ import pytest
 
 from speechbrain_stablequant.publishing.manifest import (
     MANIFEST,
-    hash_bytes,
-    manifest_bytes,
     read_manifest,
+    write_manifest,
 )
 from tests.integration.hub.publication import (
     FILES,
     LARGE,
     NAME,
-    PLAN,
     commits,
     hashes,
     listed,
@@ -115,14 +113,6 @@ def test_a_file_added_there_by_hand_is_not_replaced(hub, publish, folder):
     assert state(hub)["custom.py"] == b"theirs"
 
 
-def test_a_publication_by_hand_is_updated_and_nothing_deleted(hub, publish):
-    """It has a plan, but nobody knows whose the other files are."""
-    theirs = {"plan.json": PLAN.encode(), "README.md": b"#", "notes": b"x"}
-    hub.add(NAME, theirs)
-    assert publish()["error"] is None
-    assert state(hub) == {**FILES, "notes": b"x"}
-
-
 def test_an_empty_repository_is_used(hub, publish, check):
     hub.add(NAME)
     assert check()["state"] == "empty"
@@ -134,8 +124,8 @@ def test_an_empty_repository_is_used(hub, publish, check):
     "there",
     [
         {"pytorch_model.bin": b"\0"},
-        {"plan.json": b'{"format": "of someone else"}'},
-        {"plan.json": b"[" * 100_000},
+        {"plan.json": FILES["plan.json"]},  # of ours, uploaded by hand
+        {MANIFEST: b"[" * 100_000},
         {MANIFEST: b'{"format": "speechbrain_stablequant.publication"}'},
     ],
 )
@@ -220,10 +210,10 @@ def test_a_branch_with_other_content_is_refused(hub, publish):
     assert state(hub, "int8") == {"x": b"y"}
 
 
-def test_manifests_of_others_are_not_believed():
-    files = {"model.ckpt": hash_bytes(b"x")}
-    data = json.loads(manifest_bytes(files))
-    assert read_manifest(json.dumps(data).encode()) == files
+def test_manifests_of_others_are_not_believed(folder):
+    write_manifest(folder)
+    written = (folder / MANIFEST).read_bytes()
+    assert read_manifest(written) == hashes(FILES)
     for wrong in ({"format": "x"}, {"files": []}, {"files": {"a": 1}}):
-        changed = json.dumps({**data, **wrong}).encode()
+        changed = json.dumps({**json.loads(written), **wrong}).encode()
         assert read_manifest(changed) is None

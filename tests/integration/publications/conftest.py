@@ -5,7 +5,6 @@ import shutil
 import pytest
 
 from speechbrain_stablequant.publishing import (
-    About,
     PublishOptions,
     make_folder,
 )
@@ -21,9 +20,11 @@ def run(block_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def publication(run, tmp_path_factory):
-    about = About(repo="me/toy", language="en", license="apache-2.0")
-    output = tmp_path_factory.mktemp("hub") / "toy"
-    return make_folder(run, PublishOptions(about=about, output=str(output)))
+    output = str(tmp_path_factory.mktemp("hub") / "toy")
+    options = PublishOptions(
+        repo="me/toy", language="en", license="apache-2.0", output=output
+    )
+    return make_folder(run, options)
 
 
 @pytest.fixture

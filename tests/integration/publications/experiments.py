@@ -51,6 +51,6 @@ def write_manifest(folder: Path, name: str, items) -> None:
             writer.writerow([item["id"], seconds, path, words])
 
 
-def unchecked(**knobs):
+def unchecked(**options):
     """Return options without the check in a clean process, which takes long."""
-    return PublishOptions(check=False, **knobs)
+    return PublishOptions(no_check=True, **options)

@@ -45,10 +45,10 @@ def test_dry_run_lists_files_and_sizes(experiment, capsys):
         (["--interface", "SpeakerRecognition"], "module embedding_model"),
         (
             ["--interface", "WaveformEncoder", "--private"],
-            "name it with --repo",
+            "are about a repository",
         ),
-        (["--hyperparams", "nowhere.yaml"], "Cannot read nowhere.yaml"),
-        (["--example", "nowhere.wav"], "Cannot read the example audio"),
+        (["--hyperparams", "nowhere.yaml"], "nowhere.yaml is not there"),
+        (["--example", "nowhere.wav"], "nowhere.wav is not there"),
         (["--repo", "me/toy"], "no token"),
     ],
 )
@@ -81,7 +81,7 @@ def test_load_test(publication, capsys):
 def test_load_test_of_an_experiment(experiment, capsys):
     assert main(["load-test", str(experiment)]) == 2
     assert "publish it first" in capsys.readouterr().err
-    make_folder(experiment, unchecked(with_example=False))
+    make_folder(experiment, unchecked(no_example=True))
     assert main(["load-test", str(experiment)]) == 0
     assert "2 s of noise" in capsys.readouterr().out
 
@@ -167,8 +167,8 @@ def test_not_published_when_the_recipe_fails(experiment, end):
     ("knobs", "message"),
     [
         ("{rep: me/toy}", "Did you mean 'repo'"),
-        ("{repo: toy}", "no name of a repository"),
-        ("{repo: me/a b}", "no name of a repository"),
+        ("{repo: toy}", "not a valid repository id"),
+        ("{repo: me/a b}", "not a valid repository id"),
         ("{private: True}", "are about a repository"),
         ("{interface: EncoderAST}", "Did you mean 'EncoderASR'"),
         ("{example: nowhere.wav}", "nowhere.wav is not there"),

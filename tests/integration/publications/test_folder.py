@@ -12,7 +12,7 @@ from speechbrain_stablequant import (
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing import (
     interface_of,
-    load,
+    load_published,
     make_folder,
 )
 from tests.integration import folders, toy
@@ -71,7 +71,7 @@ def test_stock_speechbrain_transcribes(publication, tmp_path):
     assert set(text) <= set(toy.ALPHABET + " ")
     assert text
     assert type(example["text"]) is str
-    ours = load(str(folder), str(tmp_path / "t"))
+    ours = load_published(str(folder), str(tmp_path / "t"))
     assert isinstance(ours, EncoderASR)
 
 

@@ -133,7 +133,7 @@ def test_search_of_the_test(make_recipe):
     made = objects(found)
     assert made["decoding_function"].__name__ == "CTCBeamSearcher"
     assert made["test_beam_search"] == {"beam_size": 7}
-    assert not found.departures
+    assert not found.left_out
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_search_of_the_test(make_recipe):
 )
 def test_what_the_interface_leaves_out_is_said(make_recipe, extra, said):
     found = blueprint(make_recipe(CTC + extra, others={TOKENIZER: LABELS}))
-    (departure,) = found.departures
-    assert said in departure
+    (step,) = found.left_out
+    assert said in step
 
 
 @pytest.mark.parametrize("switch", ["amp_to_db: True", "upsampling: True"])
@@ -193,7 +193,7 @@ def test_what_was_not_trained_here(make_recipe):
     )
     others = {"save/label_encoder.txt": LABELS}
     found = blueprint(make_recipe(text, others=others))
-    assert list(found.foreign) == ["tokenizer"]
+    assert list(found.pretrained) == ["tokenizer"]
 
 
 def test_unknown_interfaces_and_modules(make_recipe):
@@ -226,5 +226,5 @@ def test_an_encoder_has_no_results_of_its_own(make_recipe):
     recipe = make_recipe(text, ("wav2vec2",))
     found = blueprint(recipe, "WaveformEncoder")
     assert list(found.files) == ["wav2vec2"]
-    assert "part of" in found.departures[0]
+    assert "part of" in found.left_out[0]
     assert "freeze" not in found.text

@@ -1,8 +1,11 @@
 """What must not get out, in the ways in which it may be written."""
 
+import sys
+
 import pytest
 import sentencepiece
 
+from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.privacy import (
     find_private,
     without_paths,
@@ -74,6 +77,21 @@ def test_tokenizers_lose_their_paths_and_nothing_else(tmp_path):
     for text in ("so what is it", "is", "unknown words"):
         assert first.encode(text) == second.encode(text)
     assert without_paths(after) == after
+
+
+def test_protobuf_that_does_not_fit_is_said(tmp_path, monkeypatch):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a quick brown fox\nso it is\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(tmp_path / "model"),
+        vocab_size=20,
+        minloglevel=2,
+    )
+    module = "sentencepiece.sentencepiece_model_pb2"
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PublishError, match="install -U .*protobuf"):
+        without_paths((tmp_path / "model.model").read_bytes())
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"PK\x03\x04abc", b"'a' => 0"])

@@ -8,7 +8,7 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.processing.features import InputNormalization
 from torch import nn
 
-from speechbrain_stablequant.publishing.clean_process import unloaded_parameters
+from speechbrain_stablequant.publishing.run_published import unloaded_parameters
 
 
 def interface(modules, loadables, **hparams):
