@@ -173,7 +173,7 @@ def cached_steps(models, tokens, rows, length, seconds):
     -------
     dict
         Seconds of all steps by the name of the model, the first of each
-        search left out: it is where layers are fused.
+        search left out: it is where weights are dequantized.
     """
     scorers = {n: TransformerLMScorerWithCache(m) for n, m in models.items()}
     states = torch.zeros(rows // BEAMS, 1)

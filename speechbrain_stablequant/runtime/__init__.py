@@ -10,9 +10,9 @@ from speechbrain_stablequant.runtime.accelerate import (
     runtime_report,
 )
 from speechbrain_stablequant.runtime.execution import (
+    CompiledModuleReport,
     LayerExecution,
     RuntimeReport,
-    UnitReport,
 )
 from speechbrain_stablequant.runtime.onnx import ExportedOnnx, export_onnx
 from speechbrain_stablequant.runtime.state import IN_PARTS
@@ -23,7 +23,7 @@ __all__ = [
     "ExportedOnnx",
     "LayerExecution",
     "RuntimeReport",
-    "UnitReport",
+    "CompiledModuleReport",
     "accelerate",
     "decelerate",
     "export_onnx",

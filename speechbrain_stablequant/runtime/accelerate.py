@@ -1,4 +1,4 @@
-"""`accelerate`: a quantized model, run on integer kernels from now on."""
+"""`accelerate`: run a quantized model on integer kernels, in place."""
 
 import contextlib
 import fnmatch
@@ -18,7 +18,7 @@ from speechbrain_stablequant.runtime.cache import (
     CompiledCache,
     default_cache_folder,
 )
-from speechbrain_stablequant.runtime.compiled_module import Unit
+from speechbrain_stablequant.runtime.compiled_module import CompiledModule
 from speechbrain_stablequant.runtime.execution import (
     LayerExecution,
     RuntimeReport,
@@ -45,7 +45,7 @@ _ATTRIBUTE = "_stablequant_acceleration"
 
 
 class Acceleration:
-    """The units of one accelerated model.
+    """The compiled modules of one accelerated model.
 
     Arguments
     ---------
@@ -66,7 +66,7 @@ class Acceleration:
                     nearest(pattern, names),
                 )
         self.units = [
-            Unit(name, module, backend)
+            CompiledModule(name, module, backend)
             for name, module in root.named_modules()
             if type(module).forward is not nn.Module.forward  # can be called
             and any(isinstance(m, QuantizedModule) for m in module.modules())
@@ -75,33 +75,33 @@ class Acceleration:
     def install(self) -> None:
         """Run on the runtime from now on."""
         require_cpu(self.root)
-        for unit in self.units:
-            unit.install()
+        for module in self.units:
+            module.install()
 
     def remove(self) -> None:
         """Run on plain torch again."""
-        for unit in self.units:
-            unit.remove()
+        for module in self.units:
+            module.remove()
 
     def report(self) -> RuntimeReport:
         """Return what ran, how, and how long it took to compile."""
         rows: dict[str, LayerExecution] = {}
         for name, _, planned in quantized_layers(self.root):
             rows[name] = LayerExecution(name, planned, "not run")
-        for unit in self.units:
-            for variant in list(unit.variants.values()):
+        for module in self.units:
+            for variant in list(module.variants.values()):
                 for row in variant.compiled.layers:
-                    name = ".".join(p for p in (unit.name, row.name) if p)
+                    name = ".".join(p for p in (module.name, row.name) if p)
                     if rows[name].precision in ("not run", "int8"):
                         rows[name] = replace(row, name=name)
-            if unit.failure is not None and unit.name in rows:
-                rows[unit.name].precision = "reference"
+            if module.failure is not None and module.name in rows:
+                rows[module.name].precision = "reference"
         backend = self.backend
         return RuntimeReport(
             backend.name,
             backend.settings,
             list(rows.values()),
-            [report for unit in self.units for report in unit.reports],
+            [report for module in self.units for report in module.reports],
             list(dict.fromkeys(backend.notes)),
         )
 
@@ -120,9 +120,9 @@ def accelerate(
     of the model as can be converted at once; the same compiled model serves
     all later calls, of any batch size and length and from any thread. Results
     are compared with plain torch the first time that a shape changes. A
-    module in training mode runs on plain torch. A module with state that
-    decides what it computes, and that is neither a tensor nor an argument,
-    has to say so: see `speechbrain_stablequant.runtime.state`.
+    module in training mode runs on plain torch. A module whose results depend
+    on plain Python attributes that change has to report them: see
+    `speechbrain_stablequant.runtime.state`.
 
     Arguments
     ---------
@@ -136,8 +136,8 @@ def accelerate(
     threads : int, optional
         Threads of one call; by default those of torch.
     precision : str
-        Of all that is not int8: ``f32``, ``bf16``, or ``auto``: bf16 where
-        the processor computes it in tiles (AMX), else f32.
+        Precision of everything that is not int8: ``f32``, ``bf16``, or
+        ``auto``: bf16 on processors with AMX tiles, else f32.
     allow_float : str or list of str
         Names (``*`` wildcards) of layers that may run in float although the
         plan quantizes weights and inputs.
@@ -192,7 +192,7 @@ def accelerate(
 
 
 def require_cpu(root: nn.Module) -> None:
-    """Raise a `KnobError` unless a model is as its runtime computes."""
+    """Raise a `KnobError` unless a model is on the CPU and in float32."""
     for tensor in (*root.parameters(), *root.buffers()):
         if tensor.device.type != "cpu":
             raise KnobError(
@@ -204,9 +204,9 @@ def require_cpu(root: nn.Module) -> None:
         dtypes = getattr(module, "_weight_dtypes", {}).values()
         if any(dtype != torch.float32 for dtype in dtypes):
             raise KnobError(
-                "The model is in half precision; runtimes take float32 in and "
-                "out. Call model.float(), and say precision='bf16' if you "
-                "want that inside."
+                "The model is in half precision; runtimes take and return "
+                "float32. Call model.float(), and pass precision='bf16' to "
+                "compute in bfloat16 inside."
             )
 
 
@@ -237,7 +237,7 @@ def runtime_report(model: Any) -> RuntimeReport:
 def running(
     root: nn.Module, backend: Optional[Backend]
 ) -> Iterator[Optional[Acceleration]]:
-    """Run a quantized model while the block runs.
+    """Run a quantized model on a backend inside a ``with`` block.
 
     Arguments
     ---------
@@ -300,7 +300,7 @@ def make_backend(
         )
     if precision == "bf16" and not processor.has_bf16:
         raise KnobError(
-            "precision 'bf16': this processor has no bfloat16 units and would "
+            "precision 'bf16': this processor has no bfloat16 hardware and would "
             "be many times slower. Use 'f32' or 'auto'."
         )
     if precision == "auto":

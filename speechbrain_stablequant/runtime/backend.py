@@ -1,4 +1,4 @@
-"""What all runtimes share: settings, the cache, the proof of int8."""
+"""The base class of runtimes: settings, the cache, the check for int8."""
 
 import contextlib
 import hashlib
@@ -23,20 +23,27 @@ from speechbrain_stablequant.runtime.lowering import planned_int8
 from speechbrain_stablequant.runtime.processor import Processor
 from speechbrain_stablequant.runtime.tracing import OutputStructure, Signature
 
-__all__ = ["Backend", "Compiled"]
+__all__ = ["Backend", "CompiledGraph"]
 
 
-class Compiled:
+class CompiledGraph:
     """A compiled graph with what is needed to call it.
 
     Arguments
     ---------
     structure : OutputStructure
-        How results are put together.
+        How the results of the module are made of flat tensors.
     example_shapes : list of tuple
         Shapes of the tensors that were traced.
     layers : list of LayerExecution
-        How the quantized layers in it run; names relative to the unit.
+        How the quantized layers in it run; names relative to the module.
+
+    Attributes
+    ----------
+    proven : set of str
+        Axes for which results were compared with reference execution.
+    on_proof : callable or None
+        Called with ``proven`` whenever it grows, to update the cache.
     """
 
     cached = False
@@ -59,7 +66,7 @@ class Compiled:
 
     @staticmethod
     def plausible(tensors, results) -> bool:
-        """Return whether results hold something, given inputs that do.
+        """Return whether results of non-empty inputs are not empty.
 
         OpenVINO has been seen to return empty tensors in place of an error.
         """
@@ -68,7 +75,7 @@ class Compiled:
         )
 
     def prove(self, axes: set[str]) -> None:
-        """Note that results were compared where these axes had changed."""
+        """Record that results were compared for these axes."""
         self.proven |= axes
         if self.on_proof is not None:
             self.on_proof(self.proven)
@@ -84,10 +91,10 @@ class Backend:
     threads : int
         Number of threads of one call.
     precision : str
-        ``f32`` or ``bf16``: of what is not int8.
+        ``f32`` or ``bf16``: the precision of what is not int8.
     allow_float : list of str
-        Patterns of layers that may run in float although the plan quantizes
-        them.
+        Patterns of names of layers that may run in float although the plan
+        quantizes them.
     cache : CompiledCache
         Compiled models of earlier runs.
     """
@@ -110,7 +117,7 @@ class Backend:
 
     @property
     def settings(self) -> dict:
-        """Return what a report should say about the settings."""
+        """Return the settings, for reports and for the cache key."""
         return {"threads": self.threads, "precision": self.precision}
 
     @property
@@ -119,7 +126,7 @@ class Backend:
         raise NotImplementedError
 
     def compile(self, module: nn.Module, signature: Signature, tensors):
-        """Return a `Compiled` for one way of calling a module.
+        """Return a `CompiledGraph` for one way of calling a module.
 
         It comes from the cache if it is there.
 
@@ -144,7 +151,7 @@ class Backend:
         raise NotImplementedError
 
     def restore(self, blob: bytes, structure, example_shapes, layers):
-        """Return a `Compiled` from what ``Compiled.export`` returned."""
+        """Return a `CompiledGraph` from what ``CompiledGraph.export`` returned."""
         raise NotImplementedError
 
     def key(self, module: nn.Module, signature: Signature, versions) -> str:
@@ -165,7 +172,7 @@ class Backend:
         )
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:40]
 
-    def _load(self, key: str) -> Optional[Compiled]:
+    def _load(self, key: str) -> Optional[CompiledGraph]:
         found = self.cache.load(key)
         if found is None:
             return None
@@ -179,7 +186,7 @@ class Backend:
             )
             compiled.notes = [str(note) for note in meta["notes"]]
             compiled.proven = set(meta["proven"])
-        except Exception:  # a file that somebody else wrote, or half of one
+        except Exception:  # a foreign or truncated file: compile again
             self.cache.remove(key)
             return None
         compiled.cached = True
@@ -188,8 +195,12 @@ class Backend:
         )
         return compiled
 
-    def _store(self, key: str, compiled: Compiled) -> None:
-        """Keep a compiled model as soon as its results were compared."""
+    def _store(self, key: str, compiled: CompiledGraph) -> None:
+        """Arrange for a graph to be cached once its results were compared.
+
+        Not at once: a graph that turns out to be wrong must not be found by
+        the next process.
+        """
         if self.cache.folder is None:
             return
         try:
@@ -202,7 +213,7 @@ class Backend:
             }
             json.dumps(meta)
         except (TypeError, NotImplementedError):
-            return  # a result of a kind that has no plain description
+            return  # its results cannot be described as JSON
 
         def on_proof(axes):
             first = not meta["proven"]
@@ -210,24 +221,29 @@ class Backend:
             if not first:
                 self.cache.update(key, {"proven": meta["proven"]})
                 return
-            with contextlib.suppress(RuntimeError):  # it runs all the same
+            # Export may fail (OpenVINO); the graph runs without a cache, too.
+            with contextlib.suppress(RuntimeError):
                 self.cache.store(key, meta, compiled.export())
 
         compiled.on_proof = on_proof
 
     def note_reduced(self, count: int) -> None:
-        """Remark on layers whose weights have lost a bit."""
+        """Add a note about layers whose weights were reduced to 7 bits."""
         if count:
             self.notes.append(
                 f"weights of {count} layers run at 7 bits: this processor "
-                "cuts off sums of 8-bit products"
+                "saturates sums of 8-bit products"
             )
 
-    def check_execution(self, unit: str, compiled: Compiled) -> None:
+    def check_execution(
+        self, module_name: str, compiled: CompiledGraph
+    ) -> None:
         """Raise unless every planned layer of a graph runs in int8."""
         for row in compiled.layers:
             if row.planned_int8 and row.precision not in ("int8", "not run"):
-                name = ".".join(part for part in (unit, row.name) if part)
+                name = ".".join(
+                    part for part in (module_name, row.name) if part
+                )
                 self.forbid_float(
                     name,
                     f"runs in {row.precision} on {self.name}"
@@ -256,7 +272,10 @@ def quantized_layers(
 
 
 def conversion_failure(err: Exception, traced: Optional[object]) -> str:
-    """Say which operator of which layer a converter does not know."""
+    """Say which operator of which layer a converter does not support.
+
+    Converters name the operator only; the layer is looked up in the trace.
+    """
     text = str(err)
     found = re.findall(r"(?:aten|prim|quantized|torchaudio)::\w+", text)
     if not found:

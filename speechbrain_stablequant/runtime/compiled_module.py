@@ -1,11 +1,14 @@
-"""Modules whose ``forward`` runs on a compiled model.
+"""Modules whose ``forward`` runs on a compiled graph.
 
-Every module that holds quantized layers is given a `Unit`. The outermost one
-that is called tries to compile itself; what it contains is then part of its
-graph. Where that fails it runs as before, and the modules inside get their
-chance: a graph is as large as can be, whatever method a searcher or a recipe
-enters a model through. There is one graph for each way of calling a module and
-for each state that it says to be in (see `speechbrain_stablequant.runtime.state`).
+Every module that holds quantized layers gets a `CompiledModule`. The outermost
+one that is called tries to compile itself, with everything inside it as part of
+the same graph. If that fails it runs as plain torch, and the modules inside it
+try in turn. Graphs are thus as large as possible, whichever method a searcher
+or a recipe calls. There is one graph for each call signature and for each state
+that a module reports (see `speechbrain_stablequant.runtime.state`).
+
+Before a graph answers on its own, its results are compared with plain torch
+for that kind of input (see `_Variant`).
 """
 
 import threading
@@ -19,25 +22,28 @@ from torch import nn
 
 from speechbrain_stablequant.errors import ExecutionError, StableQuantError
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.runtime.execution import UnitReport
+from speechbrain_stablequant.runtime.execution import CompiledModuleReport
 from speechbrain_stablequant.runtime.lowering import planned_int8
 from speechbrain_stablequant.runtime.state import ModuleState, execution_states
 from speechbrain_stablequant.runtime.tracing import Signature, inert, is_inert
 
-__all__ = ["Unit", "relative_difference"]
+__all__ = ["CompiledModule", "relative_difference"]
 
 logger = get_logger(__name__)
 
 MAX_VARIANTS = 16
-# Most wrong graphs are off by one or more; where integers are computed, values
-# between two levels may go either way, and few bits make that visible.
+# Relative differences from reference execution that are accepted. A wrong graph
+# (mask, length, branch) is typically off by 1 or more. A right one on integers
+# still differs: a value halfway between two levels may round either way, which
+# is visible at few bits.
 TOLERANCE, FLOAT_TOLERANCE = 0.3, 0.03
 
-# Tracing changes functions and layers that units of other threads share.
+# Tracing patches functions and layers that all threads share, so that only one
+# thread may compile at a time. Reentrant: a failed module compiles those inside.
 _COMPILING = threading.RLock()
 
 
-class Unit:
+class CompiledModule:
     """Stands in for the ``forward`` of one module.
 
     Arguments
@@ -53,13 +59,14 @@ class Unit:
     def __init__(self, name: str, module: nn.Module, backend):
         self.name, self.module, self.backend = name, module, backend
         before = module.__dict__.get("forward")
-        # Part of a larger model that was accelerated before, or inside it.
-        while isinstance(before, Unit):
+        # Part of a model that is accelerated already: go on to the forward
+        # beneath, or results would come from a graph of a graph.
+        while isinstance(before, CompiledModule):
             before = before.before
         self.before = before
         self.failure: Optional[str] = None
         self.variants: dict[Signature, _Variant] = {}
-        self.reports: list[UnitReport] = []
+        self.reports: list[CompiledModuleReport] = []
         self._lock = threading.RLock()
         self._state = ModuleState()
         self._ready = True
@@ -73,11 +80,14 @@ class Unit:
         start = time.perf_counter()
         try:
             signature, tensors = Signature.of(args, kwargs)
+            # Under autocast callers pass half precision, and tracing would
+            # record casts. The runtime has a precision setting of its own.
             if torch.is_autocast_enabled("cpu"):
                 with torch.autocast("cpu", enabled=False):
                     full = [_in_float32(tensor) for tensor in tensors]
                     args, kwargs = signature.arguments(full)
                     return self(*args, **kwargs)
+            # A graph has no gradients, and OpenVINO may crash on empty tensors.
             if any(
                 t.requires_grad and torch.is_grad_enabled() for t in tensors
             ) or not all(t.numel() for t in tensors):
@@ -90,7 +100,9 @@ class Unit:
             raise
         except (StableQuantError, RuntimeError) as err:
             seconds = time.perf_counter() - start
-            self._inert(args, kwargs)  # raises where the call was at fault
+            # Was the call itself at fault? Then plain torch raises here, and
+            # the module may still be compiled at the next, valid call.
+            self._inert(args, kwargs)
             self._fail(_reason(err), seconds)
         return self.reference(*args, **kwargs)
 
@@ -132,7 +144,9 @@ class Unit:
         with self._lock:
             state = ModuleState.of(self.module)
             if state.identity != self._state.identity:
-                self.variants.clear()  # weights were loaded, or restored
+                # Weights were loaded or restored: constants in the graphs are
+                # out of date.
+                self.variants.clear()
                 self._state = state
                 modules = list(self.module.modules())
                 self._ready = not any(m.training for m in modules) and any(
@@ -158,7 +172,11 @@ class Unit:
             return found
 
     def _fail(self, reason: str, seconds: float) -> None:
-        """Leave the work to the modules inside, or say that nobody can."""
+        """Run as plain torch from now on; the modules inside may compile.
+
+        A single quantized layer has nothing inside to fall back to: unless
+        ``allow_float`` permits that, it is an error.
+        """
         self.variants.clear()
         if isinstance(self.module, QuantizedModule) and planned_int8(
             self.module
@@ -167,7 +185,9 @@ class Unit:
                 self.name, f"cannot run on {self.backend.name}: {reason}"
             )
         self.failure = reason
-        self.reports.append(UnitReport(self.name, seconds, failure=reason))
+        self.reports.append(
+            CompiledModuleReport(self.name, seconds, failure=reason)
+        )
         logger.warning(
             "%s does not run on %s as a whole: %s",
             self.name or type(self.module).__name__,
@@ -177,37 +197,42 @@ class Unit:
 
 
 class _Variant:
-    """One compiled graph: one signature of one unit."""
+    """One compiled graph of a module: that of one call signature."""
 
-    def __init__(self, unit: Unit, signature: Signature, tensors, stateful):
+    def __init__(
+        self, owner: CompiledModule, signature: Signature, tensors, stateful
+    ):
         start = time.perf_counter()
-        self.compiled = unit.backend.compile(unit.module, signature, tensors)
+        self.compiled = owner.backend.compile(owner.module, signature, tensors)
         if execution_states(stateful) != signature.state:
-            # A graph would not, and others would find the state of before.
+            # Replaying the graph would leave the state as it was, so that
+            # what other modules compute from it would be wrong.
             raise StableQuantError("its forward changes an execution_state")
-        self.report = UnitReport(
-            unit.name,
+        self.report = CompiledModuleReport(
+            owner.name,
             seconds=time.perf_counter() - start,
             cached=self.compiled.cached,
         )
-        unit.backend.check_execution(unit.name, self.compiled)
-        unit.reports.append(self.report)
+        owner.backend.check_execution(owner.name, self.compiled)
+        owner.reports.append(self.report)
         rows = self.compiled.layers
         in_float = not any(row.planned_int8 for row in rows)
-        exact = in_float and unit.backend.precision == "f32"
+        exact = in_float and owner.backend.precision == "f32"
         self.tolerance = FLOAT_TOLERANCE if exact else TOLERANCE
 
     def __call__(self, tensors, reference):
         """Run; compare with reference execution where a shape is new.
 
-        A trace may have taken a length for a constant, or a branch that holds
-        for some lengths. Each axis is compared the first time that it differs
-        from the example that was traced, and again at each doubling.
+        A trace may have recorded a length as a constant, or the branch of an
+        ``if`` that holds for some lengths only. Results are therefore compared
+        the first time that an axis differs from the traced example, and again
+        whenever its size has doubled: few comparisons, yet none of them far
+        from any size that is used.
         """
         structure, unproven = self.compiled.structure, self._unproven(tensors)
         start = time.perf_counter()
         if unproven:
-            # First, because a runtime given wrong shapes may crash.
+            # Reference first: it raises on inputs that would crash a runtime.
             expected = reference()
             seconds = time.perf_counter() - start
         results = self.compiled.run(tensors)
@@ -238,7 +263,7 @@ class _Variant:
         return structure.build(results)
 
     def _unproven(self, tensors) -> set[str]:
-        """Return the axes, with their magnitude, that were never compared."""
+        """Return axes, with the magnitude of their size, not yet compared."""
         axes = {"example"}
         for index, tensor in enumerate(tensors):
             example = self.compiled.example_shapes[index]

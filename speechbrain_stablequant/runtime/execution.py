@@ -1,10 +1,10 @@
-"""What really ran: layers and the precision of their kernels."""
+"""Reports of what really ran: layers and the precision of their kernels."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Optional
 
-__all__ = ["LayerExecution", "RuntimeReport", "UnitReport"]
+__all__ = ["LayerExecution", "RuntimeReport", "CompiledModuleReport"]
 
 
 @dataclass
@@ -35,15 +35,15 @@ class LayerExecution:
 
 
 @dataclass
-class UnitReport:
-    """One compiled module, or one that could not be compiled.
+class CompiledModuleReport:
+    """One compiled graph of a module, or why there is none.
 
     Arguments
     ---------
     name : str
         Qualified name of the module.
     seconds : float
-        To trace, convert, compile and verify, or to load from the cache.
+        Time to trace, convert, compile and verify, or to load from the cache.
     cached : bool
         Whether it came from the cache on disk.
     difference : float, optional
@@ -61,7 +61,7 @@ class UnitReport:
 
 @dataclass
 class RuntimeReport:
-    """What a runtime made of a model.
+    """How a runtime executes a model.
 
     Arguments
     ---------
@@ -71,16 +71,17 @@ class RuntimeReport:
         Threads, precision of what is not int8, processor features.
     layers : list of LayerExecution
         One for each quantized layer.
-    units : list of UnitReport
-        One for each compiled variant, and for each failure.
+    units : list of CompiledModuleReport
+        One for each compiled graph, and for each module that could not be
+        compiled. Called ``units`` in JSON reports, hence here.
     notes : list of str
-        Remarks, for example that weights run at 7 bits.
+        Notes, for example that weights run at 7 bits.
     """
 
     runtime: str
     settings: dict
     layers: list[LayerExecution] = field(default_factory=list)
-    units: list[UnitReport] = field(default_factory=list)
+    units: list[CompiledModuleReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -80,7 +80,7 @@ class MultiDomainLM(nn.Module):
         config: Union[DomainConfig, Mapping, None] = None,
     ):
         super().__init__()
-        self._runner = _runner_of(trunk)
+        self.runner = _runner_of(trunk)
         self.trunk = trunk
         self.trunk.requires_grad_(False)
         self.domains = nn.ModuleDict()
@@ -113,7 +113,7 @@ class MultiDomainLM(nn.Module):
             If there is such a domain already, or the name cannot be used.
         """
         self._check_new(name)
-        layers = DomainLayers(DomainConfig.of(config), self._runner.sites)
+        layers = DomainLayers(DomainConfig.of(config), self.runner.sites)
         return self._install(name, layers)
 
     def _check_new(self, name: str) -> None:
@@ -212,7 +212,7 @@ class MultiDomainLM(nn.Module):
         except StableQuantError as err:
             raise StableQuantError(f"Cannot add {path}: {err}") from None
         expected = files.trunk_hash(self.trunk) if same_trunk else None
-        layers = files.load_domain(header, self._runner.sites, expected)
+        layers = files.load_domain(header, self.runner.sites, expected)
         self._install(name, layers)
         return name
 
@@ -243,10 +243,27 @@ class MultiDomainLM(nn.Module):
         """
         if _is_list(domain):
             domain = list(domain)
-        self._resolve(domain)
+        self.layers_of(domain)
         self._domain = domain
 
-    def _resolve(self, domain: Domains) -> list[Optional[DomainLayers]]:
+    def layers_of(self, domain: Domains) -> list[Optional[DomainLayers]]:
+        """Return the layers of one domain or of a list of them.
+
+        Arguments
+        ---------
+        domain : str, list or None
+            As in `set_domain`.
+
+        Returns
+        -------
+        list of (DomainLayers or None)
+            One entry for each name; None for the trunk alone.
+
+        Raises
+        ------
+        StableQuantError
+            If there is no such domain.
+        """
         names = domain if _is_list(domain) else [domain]
         return [None if n is None else self._layers(n) for n in names]
 
@@ -313,14 +330,14 @@ class MultiDomainLM(nn.Module):
         """
         route = self.route(len(tokens), tokens.device, domain)
         state = () if hx is None else (hx,)
-        return self._runner(tokens, route, *state)
+        return self.runner(tokens, route, *state)
 
     def route(
         self, rows: int, device: torch.device, domain: Domains = _ACTIVE
     ) -> Routing:
         """Return which rows of a batch go through which domain."""
         chosen = self._domain if domain is _ACTIVE else domain
-        layers = self._resolve(chosen)
+        layers = self.layers_of(chosen)
         # Only an unmodified searcher has several rows for each utterance. It
         # does not train, and knows of no domain to give as an argument.
         alone = self.training or domain is not _ACTIVE

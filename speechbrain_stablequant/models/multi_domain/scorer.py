@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional
 
 import torch
 from speechbrain.decoders.scorer import TransformerLMScorer
@@ -20,10 +20,6 @@ from speechbrain_stablequant.layers import (
     QuantizedMultiheadAttention,
 )
 from speechbrain_stablequant.models.multi_domain.cache import BeamCache
-from speechbrain_stablequant.models.multi_domain.fused import (
-    FusedDomain,
-    FusedMixture,
-)
 from speechbrain_stablequant.models.multi_domain.multi_domain_lm import (
     MultiDomainLM,
 )
@@ -44,11 +40,10 @@ class _Start(NamedTuple):
 
 
 class _Model:
-    """A language model while one search lasts.
+    """A language model during one search.
 
-    What can be computed once is kept here: dequantized weights and the fused
-    layers of domains. It is gone with the memory of the search, so that what
-    changes the model between two searches cannot meet weights of before.
+    The dequantized weights live here and go with the memory of the search:
+    weights that change between two searches can never be answered by old ones.
 
     Arguments
     ---------
@@ -59,24 +54,19 @@ class _Model:
     def __init__(self, lm):
         self.domain = _domain(lm)
         if isinstance(lm, MultiDomainLM):
-            self.trunk = lm._runner
-            self._layers = lm._resolve(self.domain)
+            self.trunk, self._layers = lm.runner, lm.layers_of(self.domain)
         else:
             self.trunk, self._layers = TransformerTrunk(lm), [None]
-        fused = {id(d): d and FusedDomain(d) for d in self._layers}
-        self._domains = [fused[id(d)] for d in self._layers]
         self._routes: dict[int, Routing] = {}
         self._weights = [
             (m, {}) for m in lm.modules() if isinstance(m, QuantizedModule)
         ]
 
-    def route(self, tokens: torch.Tensor) -> Union[Routing, FusedMixture]:
+    def route(self, tokens: torch.Tensor) -> Routing:
         """Return which domains the rows go through."""
         rows = len(tokens)
         if rows not in self._routes:
-            route = Routing(self._domains, rows, tokens.device)
-            if len(set(map(id, self._layers))) > 1:
-                route = FusedMixture(self._layers, route)
+            route = Routing(self._layers, rows, tokens.device)
             self._routes[rows] = route
         return self._routes[rows]
 

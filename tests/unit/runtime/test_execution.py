@@ -8,9 +8,9 @@ from torch import nn
 
 from speechbrain_stablequant.runtime import runtime_report
 from speechbrain_stablequant.runtime.execution import (
+    CompiledModuleReport,
     LayerExecution,
     RuntimeReport,
-    UnitReport,
 )
 from tests.unit.runtime import helpers
 from tests.unit.runtime.helpers import Pair, X, quantized_pair
@@ -66,14 +66,20 @@ def test_counts_and_summary(rows, counts, summary):
 
 
 def test_seconds_are_those_of_all_units():
-    units = [UnitReport("a", 1.5), UnitReport("", 0.25, failure="no")]
+    units = [
+        CompiledModuleReport("a", 1.5),
+        CompiledModuleReport("", 0.25, failure="no"),
+    ]
     assert report(units=units).seconds == 1.75
 
 
 def test_lines_tell_settings_failures_and_notes():
     found = report(
         INT8,
-        units=[UnitReport("enc"), UnitReport("", failure="it returns None")],
+        units=[
+            CompiledModuleReport("enc"),
+            CompiledModuleReport("", failure="it returns None"),
+        ],
         notes=["a remark"],
     )
     assert found.lines() == [
@@ -85,7 +91,7 @@ def test_lines_tell_settings_failures_and_notes():
 
 
 def test_plain_data_can_be_written_and_read():
-    found = report(INT8, F32, units=[UnitReport("a", 1.0, True, 0.5)])
+    found = report(INT8, F32, units=[CompiledModuleReport("a", 1.0, True, 0.5)])
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["num_int8"] == 1
     assert plain["num_planned"] == plain["num_run"] == 2

@@ -15,7 +15,7 @@ from torch import nn
 from speechbrain_stablequant.errors import RuntimeConversionError
 from speechbrain_stablequant.runtime.backend import (
     Backend,
-    Compiled,
+    CompiledGraph,
     conversion_failure,
     quantized_layers,
 )
@@ -57,11 +57,11 @@ class OpenVinoBackend(Backend):
         return {"openvino": openvino.__version__, "torch": torch.__version__}
 
     def build(self, module, signature, tensors):
-        """Return a `Compiled`, and how its layers run."""
+        """Return a `CompiledGraph`, and how its layers run."""
         model, structure = self.convert(module, signature, tensors)
         release_freed_memory()
         compiled = core().compile_model(model, "CPU", self._config())
-        return OpenVinoCompiled(
+        return OpenVinoGraph(
             compiled,
             structure,
             [tensor.shape for tensor in tensors],
@@ -69,9 +69,9 @@ class OpenVinoBackend(Backend):
         )
 
     def restore(self, blob, structure, example_shapes, layers):
-        """Return a `Compiled` from a blob of the cache."""
+        """Return a `CompiledGraph` from a blob of the cache."""
         model = core().import_model(io.BytesIO(blob), "CPU", self._config())
-        return OpenVinoCompiled(model, structure, example_shapes, layers)
+        return OpenVinoGraph(model, structure, example_shapes, layers)
 
     def _config(self) -> dict:
         return {
@@ -127,7 +127,7 @@ def _convert_traced(traced):
     return model
 
 
-class OpenVinoCompiled(Compiled):
+class OpenVinoGraph(CompiledGraph):
     """One compiled model, shared by all callers."""
 
     def __init__(self, model, structure, example_shapes, layers):

@@ -17,7 +17,7 @@ from speechbrain_stablequant.errors import (
 )
 from speechbrain_stablequant.runtime.backend import (
     Backend,
-    Compiled,
+    CompiledGraph,
     conversion_failure,
 )
 from speechbrain_stablequant.runtime.lowering import lowered
@@ -78,7 +78,7 @@ class OnnxBackend(Backend):
         }
 
     def build(self, module, signature, tensors):
-        """Return a `Compiled`, and how its layers run."""
+        """Return a `CompiledGraph`, and how its layers run."""
         onnx, _ = _packages()
         lowering = QdqLowering(module, self.processor.saturates)
         model, structure = _convert(module, signature, tensors, lowering)
@@ -90,12 +90,12 @@ class OnnxBackend(Backend):
         self.note_reduced(len(lowering.reduced))
         self._note_slow(layers)
         shapes = [tensor.shape for tensor in tensors]
-        return OnnxCompiled(session, blob, structure, shapes, layers)
+        return OnnxGraph(session, blob, structure, shapes, layers)
 
     def restore(self, blob, structure, example_shapes, layers):
-        """Return a `Compiled` from a file of the cache."""
+        """Return a `CompiledGraph` from a file of the cache."""
         session = self._session(blob)
-        return OnnxCompiled(session, blob, structure, example_shapes, layers)
+        return OnnxGraph(session, blob, structure, example_shapes, layers)
 
     def _note_slow(self, layers) -> None:
         """Remark on integer kernels that gain nothing but their name."""
@@ -128,7 +128,7 @@ class OnnxBackend(Backend):
             ) from err
 
 
-class OnnxCompiled(Compiled):
+class OnnxGraph(CompiledGraph):
     """One session, shared by all callers.
 
     Arguments
@@ -138,7 +138,7 @@ class OnnxCompiled(Compiled):
     blob : bytes
         The file that it was made from.
     structure, example_shapes, layers
-        See `Compiled`.
+        See `CompiledGraph`.
     """
 
     def __init__(self, session, blob, structure, example_shapes, layers):
