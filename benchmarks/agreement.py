@@ -1,6 +1,6 @@
 """Compare runtimes with reference execution, on a trained recipe's test set.
 
-    python benchmarks/agreement.py recipes/SpeechCommands/ASR/CTC/train.py \
+    python -m benchmarks.agreement recipes/SpeechCommands/ASR/CTC/train.py \
         recipes/SpeechCommands/ASR/CTC/hparams/wav2vec2_small.yaml \
         --data_folder DATA --output_folder results/wav2vec2_small/1986
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from speechbrain.utils.metric_stats import ErrorRateStats
 
+from benchmarks.recipe import run_recipe
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.recipe.evaluator import find_metrics, metrics_of
 from speechbrain_stablequant.recipe.isolation import test_name
@@ -22,11 +23,6 @@ from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
 from speechbrain_stablequant.runtime import make_backend
-
-# The block is imported by its name; so is this folder.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.recipe import run_recipe
 
 RUNTIMES = (
     ("reference", "f32"),

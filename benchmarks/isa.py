@@ -1,6 +1,6 @@
 """Int8 against float on the same runtime, with fewer and fewer instructions.
 
-    python benchmarks/isa.py --layers 2 --seconds 4
+    python -m benchmarks.isa --layers 2 --seconds 4
 
 Each row is a process of its own in which oneDNN may use no more than the named
 instruction set (``ONEDNN_MAX_CPU_ISA``): wav2vec2-base with random weights,

@@ -1,6 +1,6 @@
 """Compare quantization methods on a trained recipe, over one float pass.
 
-    python benchmarks/methods.py recipes/SpeechCommands/ASR/CTC/train.py \
+    python -m benchmarks.methods recipes/SpeechCommands/ASR/CTC/train.py \
         recipes/SpeechCommands/ASR/CTC/hparams/wav2vec2_small.yaml \
         --data_folder DATA --output_folder results/wav2vec2_small/1986
 
@@ -18,16 +18,12 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
+from benchmarks.recipe import run_recipe
 from speechbrain_stablequant.recipe.evaluator import find_metrics
 from speechbrain_stablequant.recipe.isolation import test_name
 from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
-
-# The block is imported by its name; so is this folder.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.recipe import run_recipe
 
 logger = get_logger(__name__)
 
@@ -124,13 +120,13 @@ def markdown(rows, widths) -> str:
         lines += ["|---" * (len(widths) + 1) + "|"]
         for method in dict.fromkeys(r["method"] for r in mine):
             cells = {
-                r["width"]: _cell(r["tests"][-1]["metrics"][metric])
+                r["width"]: score_cell(r["tests"][-1]["metrics"][metric])
                 for r in mine
                 if r["method"] == method
             }
             row = " | ".join(cells.get(w, "") for w in widths)
             lines.append(f"| {method} | {row} |")
-        sizes = {r["width"]: _ratio(r["files"]) for r in mine}
+        sizes = {r["width"]: size_ratio(r["files"]) for r in mine}
         row = " | ".join(
             f"{sizes[w]:.1%}" if w in sizes else "" for w in widths
         )
@@ -138,14 +134,14 @@ def markdown(rows, widths) -> str:
     return "\n".join(lines)
 
 
-def _cell(row) -> str:
+def score_cell(row) -> str:
     return (
         f"{row['quantized']:.2f} ({row['change']:+.2f} "
         f"[{row['low']:+.2f}, {row['high']:+.2f}])"
     )
 
 
-def _ratio(files) -> float:
+def size_ratio(files) -> float:
     after = sum(f["num_bytes"] for f in files)
     return after / sum(f["float_num_bytes"] for f in files)
 

@@ -1,6 +1,6 @@
 """Compare GPTQ with rounding to the nearest on a trained recipe.
 
-    python benchmarks/rounding.py recipes/SpeechCommands/ASR/CTC/train.py \
+    python -m benchmarks.rounding recipes/SpeechCommands/ASR/CTC/train.py \
         recipes/SpeechCommands/ASR/CTC/hparams/wav2vec2_small.yaml \
         --data_folder DATA --output_folder results/wav2vec2_small/1986
 
@@ -20,17 +20,13 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.methods import score_cell, size_ratio
+from benchmarks.recipe import run_recipe
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.recipe.isolation import test_name
 from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
-
-# The block is imported by its name; so is this folder.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.methods import _cell, _ratio
-from benchmarks.recipe import run_recipe
 
 CELLS = ("W4", "W4g64", "W3", "W3g64", "W4A8", "W3A8")
 ROUNDINGS = ("nearest", "gptq")
@@ -94,7 +90,7 @@ class RoundingComparison(PostTrainingQuantizer):
             "rounding": key[1],
             "test": result.to_dict(self.settings.seed),
             "plan_seconds": self._plan_seconds,
-            "bytes_of_float": _ratio(self.report.files),
+            "bytes_of_float": size_ratio(self.report.files),
         }
 
     def _plan(self, brain, conversion):
@@ -171,7 +167,10 @@ def _line(cell: str, found: dict[str, dict], metric: str) -> str:
     cells = [
         cell,
         f"{other['bytes_of_float']:.1%}",
-        *(_cell(row["test"]["metrics"][metric]) for row in (nearest, other)),
+        *(
+            score_cell(row["test"]["metrics"][metric])
+            for row in (nearest, other)
+        ),
         f"{change['change']:+.2f} "
         f"[{change['low']:+.2f}, {change['high']:+.2f}]",
         f"{nearest['plan_seconds']:.0f} / {other['plan_seconds']:.0f}",

@@ -1,6 +1,6 @@
 """Time quantized ECAPA-TDNN checkpoints against the float model, in turns.
 
-    python benchmarks/speaker_speed.py --annotation save/test.csv --channels 512 \
+    python -m benchmarks.speaker_speed --annotation save/test.csv --channels 512 \
         --checkpoint save/CKPT+.../embedding_model.ckpt \
         ptq/checkpoint/embedding_model.ckpt ...
 

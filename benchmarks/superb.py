@@ -1,6 +1,6 @@
 """Compare frozen encoders on SUPERB-style tasks: recognition, words, speakers.
 
-    python benchmarks/superb.py results/superb.json \
+    python -m benchmarks.superb results/superb.json \
         --commands_folder /path/to/speech_commands \
         --voxceleb_folder /path/to/VoxCeleb \
         float=ENCODER_FLOAT W2A8=ENCODER_W2A8 student=STUDENT_QUANTIZED

@@ -1,6 +1,6 @@
 """Count and time the encoders of ``benchmarks/superb.py``, column by column.
 
-    python benchmarks/superb_accounting.py results/superb.json \
+    python -m benchmarks.superb_accounting results/superb.json \
         float=ENCODER_FLOAT W2A8=ENCODER_W2A8 student=STUDENT_QUANTIZED
 
 For each encoder: bytes on disk (measured); the storage rule and the ESTIMATED

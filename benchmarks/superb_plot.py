@@ -1,6 +1,6 @@
 """Draw what ``benchmarks/superb.py`` has measured: error against bytes.
 
-python benchmarks/superb_plot.py results/superb.json results/superb.svg
+python -m benchmarks.superb_plot results/superb.json results/superb.svg
 
 One panel for each task; the error is 100 % minus the accuracy for tasks that
 have one, so lower is better everywhere. Bars are 95 % intervals of each
