@@ -72,12 +72,14 @@ def prepare_digit_strings(
         logger.info("Skipping preparation.")
         return
     os.makedirs(save_folder, exist_ok=True)
-    rng = random.Random(seed)
-    voices = rng.sample(VARIANTS, len(VARIANTS))
+    voices = random.Random(seed).sample(VARIANTS, len(VARIANTS))
     speak = Synthesizer()
     ends = np.cumsum(voice_ratio) * len(voices) // sum(voice_ratio)
     for i, split in enumerate(splits):
         start = ends[i - 1] if i > 0 else 0
+        # A split has its own randomness, so that the size of one does not
+        # change the speech of the others.
+        rng = random.Random(f"{seed} {split}")
         rows = []
         for n in range(n_strings[i]):
             utt_id = f"{split}-{n:05d}"
