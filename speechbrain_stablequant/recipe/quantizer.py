@@ -14,7 +14,8 @@ from speechbrain_stablequant.artifacts.run_checkpoints import (
     export_checkpoints,
     save_plan,
 )
-from speechbrain_stablequant.errors import ExecutionError, KnobError, nearest
+from speechbrain_stablequant.core.options import check_choice, check_names
+from speechbrain_stablequant.errors import ExecutionError, KnobError
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.publishing.schedule import make_publisher
 from speechbrain_stablequant.recipe.block import RecipeBlock
@@ -143,11 +144,7 @@ class PostTrainingQuantizer(RecipeBlock):
             knobs.setdefault("method", "uniform")  # there is no metric
         _check_names(knobs)
         self.planner = Planner(Settings.from_knobs(knobs, "ptq"))
-        if when not in ("evaluate", "fit"):
-            raise KnobError(
-                f"when '{when}' is unknown."
-                + nearest(when, ("evaluate", "fit"))
-            )
+        check_choice("when", when, ("evaluate", "fit"))
         if not suffix:
             raise KnobError("suffix must not be empty: files would be lost.")
         self.modules, self.when, self.suffix = modules, when, suffix
@@ -348,7 +345,5 @@ class PostTrainingQuantizer(RecipeBlock):
 def _check_names(knobs: dict) -> None:
     """Refuse unknown options, pointing to the nearest of all there are."""
     own = [*inspect.signature(PostTrainingQuantizer).parameters][:-1]
-    known = [*own, *(f.name for f in dataclasses.fields(Settings))]
-    for key in knobs:
-        if key not in known:
-            raise KnobError(f"ptq has no option '{key}'." + nearest(key, known))
+    settings = [field.name for field in dataclasses.fields(Settings)]
+    check_names("ptq", knobs, [*own, *settings])
