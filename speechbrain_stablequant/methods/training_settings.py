@@ -134,11 +134,6 @@ class TrainingSettings:
                 "all 0: there is nothing to train by."
             )
 
-    @property
-    def distils(self) -> bool:
-        """Whether there is any distillation from the float model."""
-        return bool(self.hidden_weight or self.output_weight)
-
     def bit_widths(self, target: int) -> list[int]:
         """Return the bit widths that a layer passes through, the last its own.
 

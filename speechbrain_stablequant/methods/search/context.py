@@ -80,7 +80,7 @@ class SearchContext:
 
     def block_of(self, layer: str) -> str:
         """Return the block that a layer belongs to."""
-        return next(u for u, names in self.blocks.items() if layer in names)
+        return next(b for b, names in self.blocks.items() if layer in names)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from torch import nn
 from speechbrain_stablequant.methods.search import (
     Journal,
     fingerprint,
-    group_units,
+    group_blocks,
     weights_digest,
 )
 from speechbrain_stablequant.metrics.metric import Item
@@ -82,7 +82,7 @@ def test_digests_change_with_the_weights():
 
 def test_layers_outside_lists_are_units_by_themselves():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    assert group_units(model, ["0", "2"]) == {"0": ["0"], "2": ["2"]}
+    assert group_blocks(model, ["0", "2"]) == {"0": ["0"], "2": ["2"]}
 
 
 def test_transformer_layers_are_units():
@@ -92,7 +92,7 @@ def test_transformer_layers_are_units():
 
     model = TransformerLM(vocab=9, d_model=8, nhead=2, num_encoder_layers=3)
     names = [name for name, _, _ in quantizable_layers(model)]
-    units = group_units(model, names)
+    units = group_blocks(model, names)
     assert sum(units.values(), []) == names
     inner = [u for u in units if u.startswith("encoder.layers.")]
     assert len(inner) == 3
@@ -106,6 +106,6 @@ def test_units_of_ecapa_hold_every_layer_once():
 
     model = ECAPA_TDNN(8, channels=[8] * 5, lin_neurons=4, res2net_scale=2)
     names = [name for name, _, _ in quantizable_layers(model)]
-    units = group_units(model, names)
+    units = group_blocks(model, names)
     assert sorted(sum(units.values(), [])) == sorted(names)
     assert len(units) > 5
