@@ -238,11 +238,11 @@ def _check_patterns(conversion: Conversion, settings: Settings) -> None:
     """Refuse a pattern that matches nothing: it is most likely a typo."""
     layers = [name for name, _, _ in quantizable_layers(conversion.root)]
     names = [*layers, *(n for n, _ in conversion.root.named_parameters())]
-    for knob in ("keep", "layer_bits"):
-        for pattern in getattr(settings, knob):
+    for option in ("keep", "layer_bits"):
+        for pattern in getattr(settings, option):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise KnobError(
-                    f"{knob}: '{pattern}' matches no layer."
+                    f"{option}: '{pattern}' matches no layer."
                     + nearest(pattern, layers)
                 )
 

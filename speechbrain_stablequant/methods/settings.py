@@ -347,7 +347,7 @@ class Settings:
 
     @property
     def needs_data(self) -> bool:
-        """Whether something is to be observed or measured."""
+        """Whether calibration or a search needs data."""
         widths = map(parse_bits, (self.bits, *self.layer_bits.values()))
         return (
             self.method != "uniform"

@@ -43,7 +43,7 @@ class TrainingSettings:
     lr_factor : float
         Learning rates are those that the recipe's optimizers begin with (where
         a schedule begins with 0: those that it has ended with) times this,
-        and fall linearly to zero; the recipe's schedulers have no say.
+        and fall linearly to zero; the recipe's schedulers are overridden.
     lr : float, optional
         One learning rate for all instead.
     step_lr : float
@@ -57,7 +57,7 @@ class TrainingSettings:
         Part of the training that these take together.
     first_last : str
         Bit widths of the first and the last layer, where these are not part
-        of a repeated block; ``layer_bits`` counts more. ``W32``: in float.
+        of a repeated block; ``layer_bits`` takes precedence. ``W32``: float.
     task_weight : float
         Weight of the recipe's own loss; 0 trains by distillation alone.
     hidden_weight : float

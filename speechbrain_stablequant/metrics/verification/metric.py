@@ -161,9 +161,9 @@ class VerificationMetric(Metric):
         Arguments
         ---------
         before : iterable of Item
-            Utterances as the first system hears them.
+            Utterances with the embeddings of the first system.
         after : iterable of Item
-            The same utterances as the second system hears them.
+            The same utterances with those of the second.
         confidence : float
             Probability inside the interval.
         samples : int

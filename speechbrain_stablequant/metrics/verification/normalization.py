@@ -90,7 +90,7 @@ def cohort_statistics(
     cohort : array (impostors, dimensions)
         The cohort's, of length one too.
     cohort_size : int, optional
-        Take only so many of the highest scores of each utterance (adaptive
+        How many of the highest scores of each utterance to take (adaptive
         normalization); all when None.
 
     Returns
