@@ -21,6 +21,7 @@ from speechbrain_stablequant.core.options import (
     check_number,
     check_numbers,
     check_whole_number,
+    field_names,
 )
 from speechbrain_stablequant.core.plan import (
     WEIGHT_OBSERVERS,
@@ -189,7 +190,7 @@ class Settings:
     @classmethod
     def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
         """Build settings from keyword arguments of the user."""
-        check_names(owner, knobs, [f.name for f in dataclasses.fields(cls)])
+        check_names(owner, knobs, field_names(cls))
         return cls(**{**preset_knobs(knobs.get("preset")), **knobs})
 
     def __post_init__(self):

@@ -1,14 +1,13 @@
 """The options of quantization-aware training, checked in one place."""
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from speechbrain_stablequant.core.options import (
+    build_options,
     check_list,
-    check_names,
     check_numbers,
     check_whole_number,
 )
@@ -99,15 +98,9 @@ class TrainingSettings:
     @classmethod
     def from_knobs(cls, knobs: Any) -> "TrainingSettings":
         """Build settings from the mapping that the user wrote."""
-        if not isinstance(knobs, Mapping):
-            raise KnobError(
-                f"training is {knobs!r}; it maps options to values, such as "
-                "{epochs: 5, lr_factor: 0.5}."
-            )
-        check_names(
-            "training", knobs, [f.name for f in dataclasses.fields(cls)]
+        return build_options(
+            cls, knobs, "training", "{epochs: 5, lr_factor: 0.5}"
         )
-        return cls(**knobs)
 
     def __post_init__(self):
         check_numbers(self, _LIMITS, "training: ")
