@@ -16,6 +16,7 @@ from typing import Any, Optional, Union
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.options import (
     check_choice,
+    check_flag,
     check_list,
     check_names,
     check_number,
@@ -205,6 +206,8 @@ class Settings:
             ("activation_signed", (True, False, "auto")),
         ):
             check_choice(name, getattr(self, name), choices)
+        for name in ("weight_symmetric", "activation_symmetric"):
+            check_flag(name, getattr(self, name))
         check_numbers(self, _LIMITS)
         if self.rounding_passes is not None:
             check_whole_number("rounding_passes", self.rounding_passes, 1)

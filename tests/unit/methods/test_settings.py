@@ -23,6 +23,8 @@ WRONG = {
     "layer_bits": ({"*.head": "W99"}, r"\*\.head"),
     "weight_granularity": ("per_group", "weight_group_size"),
     "weight_group_size": (4, "weight_granularity"),
+    "weight_symmetric": ("no", "weight_symmetric is 'no'.*True or False"),
+    "activation_symmetric": (0, "activation_symmetric is 0"),
 }
 
 
