@@ -215,9 +215,9 @@ def check_whole_number(
     Traceback (most recent call last):
     speechbrain_stablequant.errors.KnobError: epochs is 1.5: a whole number is needed.
     """
-    check_number(name, value, low, high, error)
-    if not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise error(f"{name} is {value!r}: a whole number is needed.")
+    check_number(name, value, low, high, error)
 
 
 def check_flag(name: str, value: Any) -> None:
