@@ -57,6 +57,22 @@ class PublishError(StableQuantError, RuntimeError):
     """A folder cannot be made, checked or uploaded for a hub."""
 
 
+class SourceError(StableQuantError):
+    """A path that the user gave is missing, damaged or not from here."""
+
+
+class ExperimentError(StableQuantError, FileNotFoundError):
+    """A folder is not an experiment, or lacks what a step needs."""
+
+
+class FloatModelError(StableQuantError, RuntimeError):
+    """The float model of an experiment cannot be built or loaded."""
+
+
+class OutputError(StableQuantError, FileExistsError):
+    """The output is there already."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint with the known name that is nearest to a wrong one.
 
@@ -89,19 +105,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f" Did you mean '{small[match[0]]}'?"
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     return f" Known: {', '.join(known[:20])}{more}."
-
-
-class SourceError(StableQuantError):
-    """What the user points at is missing, damaged or nothing of ours."""
-
-
-class ExperimentError(StableQuantError, FileNotFoundError):
-    """A folder is no experiment, or lacks what a step needs."""
-
-
-class FloatModelError(StableQuantError, RuntimeError):
-    """The float model of an experiment cannot be built or loaded."""
-
-
-class OutputError(StableQuantError, FileExistsError):
-    """The output is there already."""

@@ -5,20 +5,61 @@ what is allowed. ``error`` chooses its class: options raise `KnobError`, fields
 of a plan `PlanError`.
 """
 
+import dataclasses
 import math
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 from speechbrain_stablequant.errors import KnobError, nearest
 
 __all__ = [
+    "build_options",
     "check_choice",
+    "check_flag",
     "check_list",
     "check_names",
     "check_number",
     "check_numbers",
     "check_whole_number",
+    "field_names",
 ]
+
+Options = TypeVar("Options")
+
+
+def build_options(
+    cls: type[Options], given: Any, owner: str, example: str
+) -> Options:
+    """Return options of a dataclass from the mapping that a user wrote.
+
+    Arguments
+    ---------
+    cls : type
+        The dataclass; it checks the values on construction.
+    given : dict
+        What the user wrote.
+    owner : str
+        What the options are for: ``training``.
+    example : str
+        A mapping that is allowed, for the error.
+
+    Raises
+    ------
+    KnobError
+        If it is not a mapping, or has unknown names.
+    """
+    if not isinstance(given, Mapping):
+        raise KnobError(
+            f"{owner} is {given!r}: it maps options to values, such as "
+            f"{example}."
+        )
+    check_names(owner, given, field_names(cls))
+    return cls(**given)
+
+
+def field_names(cls: Any) -> list[str]:
+    """Return the names of the fields of a dataclass."""
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def check_choice(
@@ -174,9 +215,34 @@ def check_whole_number(
     Traceback (most recent call last):
     speechbrain_stablequant.errors.KnobError: epochs is 1.5: a whole number is needed.
     """
-    check_number(name, value, low, high, error)
-    if not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise error(f"{name} is {value!r}: a whole number is needed.")
+    check_number(name, value, low, high, error)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False.
+
+    Arguments
+    ---------
+    name : str
+        The option.
+    value : any
+        What the user wrote; ``"no"``, for example, would count as true.
+
+    Raises
+    ------
+    KnobError
+        If it is of another type.
+
+    Example
+    -------
+    >>> check_flag("symmetric", "no")
+    Traceback (most recent call last):
+    speechbrain_stablequant.errors.KnobError: symmetric is 'no': use True or False.
+    """
+    if not isinstance(value, bool):
+        raise KnobError(f"{name} is {value!r}: use True or False.")
 
 
 def check_list(name: str, value: Any, example: str) -> None:

@@ -17,6 +17,7 @@ from speechbrain_stablequant.core.options import (
     check_choice,
     check_names,
     check_number,
+    field_names,
 )
 from speechbrain_stablequant.core.scheme import (
     GRANULARITIES,
@@ -220,7 +221,7 @@ class QuantizationPlan:
         known = (
             "format",
             "version",
-            *(f.name for f in dataclasses.fields(cls)),
+            *field_names(cls),
         )
         check_names(source, data, known, PlanError, "field")
         if data.get("format", PLAN_FORMAT) != PLAN_FORMAT:

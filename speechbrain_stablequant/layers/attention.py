@@ -228,8 +228,8 @@ class DecomposedWavLMAttention(MixinBase):
     ):
         """Attend; arguments and results as transformers' WavLMAttention.
 
-        transformers before 5 says whether it wants the attention weights; it
-        takes no harm from them.
+        transformers before 5 passes ``output_attentions``; the weights are
+        returned in any case, which does no harm.
         """
         batch, time, _ = hidden_states.shape
         q, k, v = (

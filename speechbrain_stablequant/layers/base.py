@@ -2,7 +2,7 @@
 
 A layer is converted *in place*: its class changes, its float weights leave
 ``_parameters`` and integers enter ``_buffers``. Whoever holds a reference to
-the layer, or reads its ``weight``, goes on working: the attribute dequantizes.
+the layer, or reads its ``weight``, still works: the attribute dequantizes.
 """
 
 import contextlib

@@ -142,7 +142,7 @@ class Conversion:
             ) from None
 
     def set(self, name: str, plan: LayerPlan) -> None:
-        """Say how a layer is to be quantized; it is switched to float.
+        """Set the plan of a layer; the layer itself is switched to float.
 
         Raises
         ------

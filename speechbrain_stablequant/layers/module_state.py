@@ -25,7 +25,7 @@ class ModuleSnapshot:
     """A module's class, parameters, buffers and attributes at one moment.
 
     Tensors are kept by reference: the same ``Parameter`` objects come back, so
-    that an optimizer that holds them goes on working.
+    that an optimizer that holds them still works.
 
     Arguments
     ---------

@@ -125,39 +125,48 @@ def make_plan(
     # Too small a coverage is known before the long part begins.
     _coverage(conversion, layers, settings).check(settings.min_coverage)
     _check_data(settings, calibrate)
-    if not statistics:
-        statistics = _statistics(conversion, layers, settings, calibrate)
-    unreached = [
-        name
-        for name, _, cls in layers
-        if cls.input_names
-        and settings.bit_widths(name)[1] != 32
-        and not statistics.get(name)
-    ]
+    names = [name for name, _, _ in layers]
     context = SearchContext(
         conversion=conversion,
-        layers=[name for name, _, _ in layers],
-        blocks=group_blocks(conversion.root, [name for name, _, _ in layers]),
-        statistics=statistics,
+        layers=names,
+        blocks=group_blocks(conversion.root, names),
+        statistics=statistics
+        or _statistics(conversion, layers, settings, calibrate),
         settings=settings,
         evaluator=evaluator,
         journal=_journal(conversion, settings, evaluator, folder),
         progress=progress,
     )
+    unreached = [
+        name
+        for name, _, cls in layers
+        if cls.input_names
+        and settings.bit_widths(name)[1] != 32
+        and not context.statistics.get(name)
+    ]
+    return _planned(context, calibrate, unreached)
+
+
+def _planned(
+    context: SearchContext,
+    calibrate: Optional[Callable[[], None]],
+    unreached: list[str],
+) -> Planned:
+    """Search, round the weights and say what is covered."""
+    conversion, settings = context.conversion, context.settings
     plan, report = _searched(context)
-    rounded = _rounded(conversion, plan, calibrate, settings, progress)
+    rounded = _rounded(conversion, plan, calibrate, settings, context.progress)
     for name, why in rounded.nearest.items():
         if why == UNREACHED and name not in unreached:
             unreached.append(name)
     notes = {n: f"to nearest: {why}" for n, why in rounded.nearest.items()}
     notes.update(dict.fromkeys(unreached, UNREACHED))
-    coverage = cover(conversion, rounded.plan, settings, notes)
     return Planned(
         rounded.plan,
-        coverage,
+        cover(conversion, rounded.plan, settings, notes),
         report,
         unreached,
-        statistics,
+        context.statistics,
         rounded.weights,
     )
 
@@ -238,11 +247,11 @@ def _check_patterns(conversion: Conversion, settings: Settings) -> None:
     """Refuse a pattern that matches nothing: it is most likely a typo."""
     layers = [name for name, _, _ in quantizable_layers(conversion.root)]
     names = [*layers, *(n for n, _ in conversion.root.named_parameters())]
-    for knob in ("keep", "layer_bits"):
-        for pattern in getattr(settings, knob):
+    for option in ("keep", "layer_bits"):
+        for pattern in getattr(settings, option):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise KnobError(
-                    f"{knob}: '{pattern}' matches no layer."
+                    f"{option}: '{pattern}' matches no layer."
                     + nearest(pattern, layers)
                 )
 

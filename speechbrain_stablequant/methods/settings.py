@@ -16,11 +16,13 @@ from typing import Any, Optional, Union
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.options import (
     check_choice,
+    check_flag,
     check_list,
     check_names,
     check_number,
     check_numbers,
     check_whole_number,
+    field_names,
 )
 from speechbrain_stablequant.core.plan import (
     WEIGHT_OBSERVERS,
@@ -189,7 +191,7 @@ class Settings:
     @classmethod
     def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
         """Build settings from keyword arguments of the user."""
-        check_names(owner, knobs, [f.name for f in dataclasses.fields(cls)])
+        check_names(owner, knobs, field_names(cls))
         return cls(**{**preset_knobs(knobs.get("preset")), **knobs})
 
     def __post_init__(self):
@@ -204,6 +206,8 @@ class Settings:
             ("activation_signed", (True, False, "auto")),
         ):
             check_choice(name, getattr(self, name), choices)
+        for name in ("weight_symmetric", "activation_symmetric"):
+            check_flag(name, getattr(self, name))
         check_numbers(self, _LIMITS)
         if self.rounding_passes is not None:
             check_whole_number("rounding_passes", self.rounding_passes, 1)
@@ -347,7 +351,7 @@ class Settings:
 
     @property
     def needs_data(self) -> bool:
-        """Whether something is to be observed or measured."""
+        """Whether calibration or a search needs data."""
         widths = map(parse_bits, (self.bits, *self.layer_bits.values()))
         return (
             self.method != "uniform"

@@ -1,14 +1,13 @@
 """The options of quantization-aware training, checked in one place."""
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from speechbrain_stablequant.core.options import (
+    build_options,
     check_list,
-    check_names,
     check_numbers,
     check_whole_number,
 )
@@ -43,7 +42,7 @@ class TrainingSettings:
     lr_factor : float
         Learning rates are those that the recipe's optimizers begin with (where
         a schedule begins with 0: those that it has ended with) times this,
-        and fall linearly to zero; the recipe's schedulers have no say.
+        and fall linearly to zero; the recipe's schedulers are overridden.
     lr : float, optional
         One learning rate for all instead.
     step_lr : float
@@ -57,7 +56,7 @@ class TrainingSettings:
         Part of the training that these take together.
     first_last : str
         Bit widths of the first and the last layer, where these are not part
-        of a repeated block; ``layer_bits`` counts more. ``W32``: in float.
+        of a repeated block; ``layer_bits`` takes precedence. ``W32``: float.
     task_weight : float
         Weight of the recipe's own loss; 0 trains by distillation alone.
     hidden_weight : float
@@ -99,15 +98,9 @@ class TrainingSettings:
     @classmethod
     def from_knobs(cls, knobs: Any) -> "TrainingSettings":
         """Build settings from the mapping that the user wrote."""
-        if not isinstance(knobs, Mapping):
-            raise KnobError(
-                f"training is {knobs!r}; it maps options to values, such as "
-                "{epochs: 5, lr_factor: 0.5}."
-            )
-        check_names(
-            "training", knobs, [f.name for f in dataclasses.fields(cls)]
+        return build_options(
+            cls, knobs, "training", "{epochs: 5, lr_factor: 0.5}"
         )
-        return cls(**knobs)
 
     def __post_init__(self):
         check_numbers(self, _LIMITS, "training: ")
@@ -133,11 +126,6 @@ class TrainingSettings:
                 "training: task_weight, hidden_weight and output_weight are "
                 "all 0: there is nothing to train by."
             )
-
-    @property
-    def distils(self) -> bool:
-        """Whether there is any distillation from the float model."""
-        return bool(self.hidden_weight or self.output_weight)
 
     def bit_widths(self, target: int) -> list[int]:
         """Return the bit widths that a layer passes through, the last its own.

@@ -243,7 +243,7 @@ def paired_bootstrap(
 def items_of(stats: MetricStats) -> list[Item]:
     """Read the items out of one of SpeechBrain's metric objects.
 
-    Classes of ours whose metric is not a ratio of sums have a method
+    This package's own classes whose metric is not a ratio of sums have
     ``quantization_metrics`` instead: metrics with their items, by name.
 
     Arguments

@@ -82,31 +82,32 @@ def choose_input(
             "A symmetric unsigned scheme cannot hold negative values, such as "
             f"{histogram.minimum:.4g}: use an affine or a signed one."
         )
-    counts = histogram.magnitudes()
-    amax = histogram.amax
-    if scheme.is_binary:
-        # Two levels have no range to choose: -a and a with a the mean of |x|
-        # have the least squared error (XNOR-Net).
-        centres = _centres(histogram)
-        cut = float((counts * centres).sum() / counts.sum())
-    elif amax == 0 or scheme.is_float:
-        cut = amax
-    else:
-        limit = _percentile_bin(counts, percentile)
-        if observer in ("mse", "entropy") and limit is not None:
-            counts = _cut_tail(counts, limit, tail)
-        top = int(counts.nonzero().max()) + 1
-        cut = OBSERVERS[observer](histogram, counts, limit, top, scheme, tail)
+    cut = _cut(histogram, scheme, observer, percentile, tail)
+    signed = scheme.symmetric and scheme.signed
     return InputPlan(
         scheme=scheme,
-        low=-cut
-        if scheme.symmetric and scheme.signed
-        else _low(histogram, cut),
+        low=-cut if signed else _low(histogram, cut),
         high=cut if scheme.symmetric else min(max(histogram.maximum, 0.0), cut),
         observer=observer,
         percentile=float(percentile) if observer != "max" else 100.0,
         clipped=_clipped(histogram, cut),
     )
+
+
+def _cut(histogram, scheme, observer, percentile, tail) -> float:
+    """Return the largest absolute value that is kept."""
+    counts, amax = histogram.magnitudes(), histogram.amax
+    if scheme.is_binary:
+        # Two levels have no range to choose: -a and a with a the mean of |x|
+        # have the least squared error (XNOR-Net).
+        return float((counts * _centres(histogram)).sum() / counts.sum())
+    if amax == 0 or scheme.is_float:
+        return amax
+    limit = _percentile_bin(counts, percentile)
+    if observer in ("mse", "entropy") and limit is not None:
+        counts = _cut_tail(counts, limit, tail)
+    top = int(counts.nonzero().max()) + 1
+    return OBSERVERS[observer](histogram, counts, limit, top, scheme, tail)
 
 
 def expected_error(histogram: ActivationHistogram, plan: InputPlan) -> float:

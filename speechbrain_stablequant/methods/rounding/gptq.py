@@ -5,9 +5,8 @@ error of the layer's output on real inputs: GPTQ rounds input by input and
 moves what one rounding gets wrong onto the weights not yet rounded.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Callable, NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Callable, Optional
 
 import torch
 
@@ -36,7 +35,6 @@ def gptq(
     percentile: float = 99.99,
     damping: float = 0.01,
     block_size: int = 128,
-    reorder: bool = True,
 ) -> Quantized:
     """Quantize rows of weights for the least error of the layer's output.
 
@@ -66,9 +64,6 @@ def gptq(
     block_size : int
         Inputs after which an error reaches all that is left. It changes speed,
         and the result only by the rounding errors of sums.
-    reorder : bool
-        False: inputs in their own order, and the scales of a group chosen when
-        its turn comes, from weights as they are then.
 
     Returns
     -------
@@ -95,36 +90,20 @@ def gptq(
     hessians = hessian[None] if hessian.dim() == 2 else hessian
     _check(rows, hessians)
     rows = rows.detach().to(torch.float32)
-    rule = _Rule(scheme, observer, percentile, damping, block_size, reorder)
     plain = quantize(rows, scheme, observer, percentile)
-    shared = scheme.granularity == "per_tensor"
-    parts = []
-    for index, part in enumerate(rows.chunk(len(hessians))):
-        scales = [
-            x if x is None or shared else x.chunk(len(hessians))[index]
+    count, shared = len(hessians), scheme.granularity == "per_tensor"
+    values = []
+    for index, part in enumerate(rows.chunk(count)):
+        scales = tuple(
+            x if x is None or shared else x.chunk(count)[index]
             for x in (plain.scale, plain.zero_point)
-        ]
-        parts.append(_round_part(part, hessians[index], scales, rule))
-    values = torch.cat([part.values for part in parts])
-    if shared:
-        return plain._replace(values=values)
-    return Quantized(values, *(_join(x) for x in list(zip(*parts))[1:]))
-
-
-def _join(tensors, dim: int = 0) -> Optional[torch.Tensor]:
-    """Concatenate, unless there are no tensors but None."""
-    return None if tensors[0] is None else torch.cat(tensors, dim=dim)
-
-
-class _Rule(NamedTuple):
-    """The arguments of `gptq` that are the same for all parts of a weight."""
-
-    scheme: QuantizationScheme
-    observer: str
-    percentile: float
-    damping: float
-    block_size: int
-    reorder: bool
+        )
+        values.append(
+            _round_part(
+                part, hessians[index], scales, scheme, damping, block_size
+            )
+        )
+    return plain._replace(values=torch.cat(values))
 
 
 def _check(rows: torch.Tensor, hessians: torch.Tensor) -> None:
@@ -146,9 +125,11 @@ def _round_part(
     rows: torch.Tensor,
     hessian: torch.Tensor,
     scales: Scales,
-    rule: _Rule,
-) -> Quantized:
-    """Quantize rows that see the same inputs.
+    scheme: QuantizationScheme,
+    damping: float,
+    block_size: int,
+) -> torch.Tensor:
+    """Return the integers of rows that see the same inputs.
 
     Arguments
     ---------
@@ -157,44 +138,33 @@ def _round_part(
     hessian : torch.Tensor
         (n, n).
     scales : tuple
-        Scales and zero points of the float weights, (channels, groups).
-    rule : _Rule
-        What else `gptq` was given.
+        Scales and zero points, (channels, groups) or (1, 1).
+    scheme : QuantizationScheme
+        What to round to.
+    damping, block_size : float, int
+        See `gptq`.
 
     Returns
     -------
-    Quantized
-        Integers and scales.
+    torch.Tensor
+        (channels, n), in the order of ``rows``.
     """
-    scheme, n = rule.scheme, rows.shape[1]
-    size = min(scheme.group_size or n, n)
-    order = torch.arange(n, device=rows.device)
-    if rule.reorder:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-    work = rows[:, order]  # a copy
-    groups = (order // size).tolist()
-    factor = inverse_factor(hessian[order][:, order], rule.damping)
-    moving = not rule.reorder and scheme.granularity == "per_group"
-    found: list[Scales] = []
+    n = rows.shape[1]
+    # Inputs of large energy first, while there are many weights left that can
+    # make up for their errors.
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    groups = (order // min(scheme.group_size or n, n)).tolist()
+    factor = inverse_factor(hessian[order][:, order], damping)
 
     def scales_at(column: int) -> Scales:
-        if not moving:
-            group = groups[column]
-            return tuple(x if x is None else x[:, group, None] for x in scales)
-        if column % size == 0:
-            # Chosen by `quantize`: they are then read as its own are.
-            group = work[:, column : column + size].contiguous()
-            one = dataclasses.replace(scheme, group_size=group.shape[1])
-            found.append(quantize(group, one, *rule[1:3])[1:])
-        return found[-1]
+        group = groups[column]
+        return tuple(x if x is None else x[:, group, None] for x in scales)
 
-    blocks = _blocks(n, size if moving else None, rule.block_size)
-    rounded = _sweep(work, factor, scheme, scales_at, blocks)
+    # Indexing copies: the sweep changes what it is given.
+    rounded = _sweep(rows[:, order], factor, scheme, scales_at, block_size)
     values = torch.empty_like(rounded)
     values[:, order] = rounded
-    if moving:
-        scales = [_join(x, dim=1) for x in zip(*found)]
-    return Quantized(values, *scales)
+    return values
 
 
 def inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
@@ -253,29 +223,12 @@ def inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     )
 
 
-def _blocks(
-    n: int, group_size: Optional[int], block_size: int
-) -> Iterator[tuple[int, int]]:
-    """Yield where blocks begin and end; none begins within a smaller group.
-
-    Scales of a group need all errors of what came before: a group lies within
-    a block, or begins with one.
-    """
-    step = block_size
-    if group_size is not None:
-        step = max(block_size // group_size, 1) * group_size
-    for first in range(0, n, step):
-        last = min(first + step, n)
-        for start in range(first, last, block_size):
-            yield start, min(start + block_size, last)
-
-
 def _sweep(
     work: torch.Tensor,
     factor: torch.Tensor,
     scheme: QuantizationScheme,
     scales_at: Callable[[int], Scales],
-    blocks: Iterator[tuple[int, int]],
+    block_size: int,
 ) -> torch.Tensor:
     """Round column by column and move errors onto those that follow.
 
@@ -289,8 +242,8 @@ def _sweep(
         What to round to.
     scales_at : callable
         Scale and zero point, (channels, 1), of a column whose turn it is.
-    blocks : iterable
-        Where blocks of columns begin and end.
+    block_size : int
+        See `gptq`.
 
     Returns
     -------
@@ -300,7 +253,9 @@ def _sweep(
     values = torch.empty(
         work.shape, dtype=integer_dtype(scheme), device=work.device
     )
-    for start, stop in blocks:
+    n = work.shape[1]
+    for start in range(0, n, block_size):
+        stop = min(start + block_size, n)
         errors = torch.empty_like(work[:, start:stop])
         for column in range(start, stop):
             scale, zero_point = scales_at(column)

@@ -260,8 +260,8 @@ class HessianCollector:
         Returns
         -------
         dict or None
-            (parts, n, n) by attribute name: the rows of the weight in so many
-            equal parts have these Hessians in turn.
+            (parts, n, n) by attribute name: the rows of the weight, in as many
+            equal parts, have these Hessians in turn.
 
         Raises
         ------

@@ -196,7 +196,7 @@ def _round_layer(
 ) -> tuple[LayerPlan, Optional[Mapping[str, Quantized]]]:
     """Round a layer and quantize it; return its plan and integers.
 
-    Without a Hessian there are no integers: the nearest are computed as ever.
+    Without a Hessian the integers are None: the conversion rounds to nearest.
     """
     hessians = seen.hessians(name)
     if hessians is None:

@@ -50,13 +50,32 @@ class SearchContext:
     def layer_plan(
         self,
         name: str,
-        observer: str,
-        percentile: float = 100.0,
+        observer: Optional[str] = None,
+        percentile: Optional[float] = None,
         block: Optional[str] = None,
         widths: Optional[tuple[int, int]] = None,
     ) -> LayerPlan:
-        """Return the plan of a layer, its input ranges by a given rule."""
+        """Return the plan of a layer; by default as the settings say.
+
+        Arguments
+        ---------
+        name : str
+            The layer.
+        observer : str, optional
+            Rule for the ranges of its inputs.
+        percentile : float, optional
+            Where their histograms are cut first; by default nowhere, unless
+            the observer of the settings is ``percentile``.
+        block : str, optional
+            Block of the search that the layer belongs to.
+        widths : tuple of int, optional
+            Bit widths of weights and activations.
+        """
         settings = self.settings
+        observer = observer or settings.observer
+        if percentile is None:
+            given = observer == settings.observer == "percentile"
+            percentile = settings.percentile if given else 100.0
         weight_bits, activation_bits = widths or settings.bit_widths(name)
         inputs = {}
         if activation_bits != 32:
@@ -80,7 +99,7 @@ class SearchContext:
 
     def block_of(self, layer: str) -> str:
         """Return the block that a layer belongs to."""
-        return next(u for u, names in self.blocks.items() if layer in names)
+        return next(b for b, names in self.blocks.items() if layer in names)
 
 
 @dataclass

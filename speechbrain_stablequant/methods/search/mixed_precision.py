@@ -100,13 +100,13 @@ def _check(context: SearchContext) -> None:
             "batches (with a score, if there is one), or use method: uniform."
         )
     if evaluator.metric is None:
-        for knob, asked in (
+        for option, asked in (
             ("max_drop", settings.max_drop is not None),
             ("ranking: metric", settings.ranking == "metric"),
         ):
             if asked:
                 raise KnobError(
-                    f"{knob} needs a metric, and there is none here: use "
+                    f"{option} needs a metric, and there is none here: use "
                     "target_size with ranking: distance."
                 )
 

@@ -178,17 +178,10 @@ def _options(context, sizes, name: str) -> list[LayerOption]:
 
 
 def _option(context, sizes, name, bits, widths=None) -> LayerOption:
-    settings = context.settings
     widths = widths or parse_bits(bits)
     plan = None
     if widths[0] != 32:
-        percentile = settings.percentile
-        plan = context.layer_plan(
-            name,
-            settings.observer,
-            percentile if settings.observer == "percentile" else 100.0,
-            widths=widths,
-        )
+        plan = context.layer_plan(name, widths=widths)
     return LayerOption(name, bits, plan, sizes.of_layer(name, plan))
 
 

@@ -71,7 +71,7 @@ def search_stablequant(context: SearchContext) -> SearchResult:
         )
     search = _Search(context)
     sensitivity = search.sensitivity()
-    flagged = [u for u, row in sensitivity.items() if row["flagged"]]
+    flagged = [b for b, row in sensitivity.items() if row["flagged"]]
     percentiles = search.percentiles(flagged)
     layers = {
         name: context.layer_plan(
@@ -142,7 +142,7 @@ class _Search:
         if self.rest and undecided:
             more = self.runner.run(
                 "Sensitivity, rest",
-                [candidates[u] for u in undecided],
+                [candidates[b] for b in undecided],
                 self.rest,
             )
         rows = {}

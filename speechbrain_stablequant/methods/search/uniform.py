@@ -22,12 +22,5 @@ def search_uniform(context: SearchContext) -> SearchResult:
     SearchResult
         The plan.
     """
-    settings = context.settings
-    percentile = (
-        settings.percentile if settings.observer == "percentile" else 100.0
-    )
-    layers = {
-        name: context.layer_plan(name, settings.observer, percentile)
-        for name in context.layers
-    }
+    layers = {name: context.layer_plan(name) for name in context.layers}
     return SearchResult(QuantizationPlan(layers, method="uniform"))

@@ -124,7 +124,7 @@ class Teacher:
     Arguments
     ---------
     root : torch.nn.Module
-        The model, in float as it is to be imitated, or in training already.
+        The model with the float values to imitate.
     settings : TrainingSettings
         The options.
     """

@@ -14,9 +14,9 @@ __all__ = ["with_first_last"]
 def with_first_last(root: nn.Module, settings: Settings) -> Settings:
     """Return settings with the bit widths of the first and last layer.
 
-    Input and output of a network suffer most from few bits and hold little of
-    it. Layers of repeated blocks are neither; a pattern of ``layer_bits`` that
-    the user gave counts more.
+    The first and last layer suffer most from few bits and hold few of the
+    weights. Layers of repeated blocks are neither; the user's ``layer_bits``
+    take precedence.
 
     Arguments
     ---------

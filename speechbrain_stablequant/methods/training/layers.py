@@ -166,7 +166,7 @@ def set_weight_scheme(
 ) -> None:
     """Set the bit width of the weights of a layer in training.
 
-    Step sizes are changed in place: the optimizer goes on with them.
+    Step sizes are changed in place, so that the optimizer keeps them.
 
     Arguments
     ---------

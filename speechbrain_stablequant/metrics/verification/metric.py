@@ -25,9 +25,9 @@ from speechbrain_stablequant.metrics.verification.trials import (
     canonical_id,
 )
 
-__all__ = ["VerificationMetric", "embedding_item"]
+__all__ = ["RATES", "VerificationMetric", "embedding_item"]
 
-_RATES = {"EER": SortedTrials.eer, "minDCF": SortedTrials.min_dcf}
+RATES = {"EER": SortedTrials.eer, "minDCF": SortedTrials.min_dcf}
 _ELEMENTS = 1 << 20  # of a matrix of weights: small ones stay in cache
 
 
@@ -100,7 +100,7 @@ class VerificationMetric(Metric):
     rate: str = "EER"
 
     def __post_init__(self):
-        check_choice("Error rate", self.rate, _RATES)
+        check_choice("Error rate", self.rate, RATES)
         if not isinstance(self.backend, CosineBackend):
             raise KnobError("A VerificationMetric needs a backend.")
 
@@ -161,9 +161,9 @@ class VerificationMetric(Metric):
         Arguments
         ---------
         before : iterable of Item
-            Utterances as the first system hears them.
+            Utterances with the embeddings of the first system.
         after : iterable of Item
-            The same utterances as the second system hears them.
+            The same utterances with those of the second.
         confidence : float
             Probability inside the interval.
         samples : int
@@ -246,7 +246,7 @@ class VerificationMetric(Metric):
     def _value(self, pairs: Pairs, scores: Optional[SortedTrials]) -> float:
         if scores is None:
             return float("nan")
-        return self.factor * float(_RATES[self.rate](scores)[0])
+        return self.factor * float(RATES[self.rate](scores)[0])
 
     def _resampled(self, pairs, systems, samples, seed) -> np.ndarray:
         """Return the rates of each system in each draw of speakers."""
@@ -263,7 +263,7 @@ class VerificationMetric(Metric):
             part = slice(start, start + step)
             weights = pairs.weights(drawn[:, part])
             for row, scores in zip(rates, systems):
-                row[part] = _RATES[self.rate](scores, weights)
+                row[part] = RATES[self.rate](scores, weights)
         return self.factor * rates
 
 

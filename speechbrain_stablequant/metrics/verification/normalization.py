@@ -4,7 +4,7 @@ The formulas are those of SpeechBrain's ``speaker_verification_cosine.py``,
 over arrays instead of one trial at a time.
 """
 
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -19,7 +19,12 @@ __all__ = [
     "unit_rows",
 ]
 
-NORMALIZATIONS = ("z-norm", "t-norm", "s-norm")
+# Of a score normalized by the enrolment side and by the test side.
+NORMALIZATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "z-norm": lambda by_enrol, by_test: by_enrol,
+    "t-norm": lambda by_enrol, by_test: by_test,
+    "s-norm": lambda by_enrol, by_test: 0.5 * (by_enrol + by_test),
+}
 
 _EPS = 1e-6  # of SpeechBrain's CosineSimilarity
 _ELEMENTS = 1 << 22  # of a temporary array: 16 MB
@@ -90,7 +95,7 @@ def cohort_statistics(
     cohort : array (impostors, dimensions)
         The cohort's, of length one too.
     cohort_size : int, optional
-        Take only so many of the highest scores of each utterance (adaptive
+        How many of the highest scores of each utterance to take (adaptive
         normalization); all when None.
 
     Returns
@@ -153,11 +158,5 @@ def normalized(
     >>> normalized(np.array([0.5]), "s-norm", one, one).round(6).tolist()
     [2.0]
     """
-    if score_norm == "z-norm":
-        return (scores - enrol.mean) / enrol.deviation
-    if score_norm == "t-norm":
-        return (scores - test.mean) / test.deviation
-    return 0.5 * (
-        (scores - enrol.mean) / enrol.deviation
-        + (scores - test.mean) / test.deviation
-    )
+    by_side = ((scores - x.mean) / x.deviation for x in (enrol, test))
+    return NORMALIZATIONS[score_norm](*by_side)

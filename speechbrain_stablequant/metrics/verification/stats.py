@@ -19,6 +19,7 @@ from speechbrain_stablequant.metrics.verification.error_rates import (
     min_dcf,
 )
 from speechbrain_stablequant.metrics.verification.metric import (
+    RATES,
     VerificationMetric,
     embedding_item,
 )
@@ -268,5 +269,5 @@ class VerificationStats(MetricStats):
         ]
         return {
             rate: (VerificationMetric.of(rate, self.backend), items)
-            for rate in ("EER", "minDCF")
+            for rate in RATES
         }

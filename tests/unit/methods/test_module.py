@@ -272,3 +272,21 @@ def test_two_sets_of_levels_end_up_in_the_plan():
     schemes = [p.inputs["input"].scheme for p in result.plan.layers.values()]
     assert [scheme.signed for scheme in schemes] == [True, False]
     assert errors["auto"] < errors[True]
+
+
+@pytest.mark.parametrize(("levels", "count"), [("odd", 4), ("ternary", 3)])
+def test_an_option_reaches_the_layers_it_is_for(levels, count):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8)).eval()
+    quantize(
+        model,
+        bits="W2",
+        layer_bits={"1": "W8"},
+        method="uniform",
+        weight_levels=levels,
+        progress=False,
+    )
+    values = model[0].quantized_weight("weight").values
+    assert len(values.unique()) == count
+    assert f"int2 {levels} symmetric" in repr(model[0])
+    assert "int8 symmetric" in repr(model[1])

@@ -48,7 +48,6 @@ def test_knobs_come_in_a_mapping(value):
 def test_something_must_be_learned_from():
     with pytest.raises(KnobError, match="nothing to train by"):
         TrainingSettings(task_weight=0, hidden_weight=0, output_weight=0)
-    assert not TrainingSettings(hidden_weight=0, output_weight=0).distils
 
 
 def test_knobs_of_training_are_checked_for_any_method():

@@ -82,16 +82,13 @@ def test_levels_other_than_integers(levels):
     assert output_error(rows, found, scheme, x) < 0.8 * nearest
 
 
-@pytest.mark.parametrize("reorder", [True, False])
 @pytest.mark.parametrize("observer", ["max", "mse", "percentile"])
 @pytest.mark.parametrize("kind", SCHEMES)
-def test_the_nearest_where_inputs_do_not_correlate(kind, observer, reorder):
+def test_the_nearest_where_inputs_do_not_correlate(kind, observer):
     scheme = QuantizationScheme(bits=3, **SCHEMES[kind])
     rows = weight()
     expected = quantize(rows, scheme, observer, 99.0)
-    found = gptq(
-        rows, 5 * torch.eye(64), scheme, observer, 99.0, reorder=reorder
-    )
+    found = gptq(rows, 5 * torch.eye(64), scheme, observer, 99.0)
     assert_same(found, expected)
 
 
@@ -135,54 +132,16 @@ def test_agrees_with_the_definition(n, block_size):
     assert torch.equal(found.values, naive(rows, hessian, scheme, 0.02))
 
 
-@pytest.mark.parametrize("reorder", [True, False])
 @pytest.mark.parametrize("kind", ["per channel", "groups", "uneven groups"])
-def test_blocks_do_not_change_the_result(kind, reorder):
+def test_blocks_do_not_change_the_result(kind):
     scheme = QuantizationScheme(bits=4, **SCHEMES[kind])
     _, hessian = correlated()
     rows = weight()
-    whole = gptq(rows, hessian, scheme, "mse", reorder=reorder)
+    whole = gptq(rows, hessian, scheme, "mse")
     for block_size in (1, 7, 40):
-        found = gptq(
-            rows, hessian, scheme, "mse",
-            block_size=block_size, reorder=reorder,
-        )  # fmt: skip
+        found = gptq(rows, hessian, scheme, "mse", block_size=block_size)
         same = (found.values == whole.values).float().mean()
         assert float(same) > 0.99
-
-
-@pytest.mark.parametrize("kind", ["groups", "uneven groups", "affine groups"])
-def test_scales_of_a_group_follow_the_weights_in_their_own_order(kind):
-    scheme = QuantizationScheme(bits=3, **SCHEMES[kind])
-    x, hessian = correlated()
-    rows = weight()
-    plain = quantize(rows, scheme, "mse")
-    ordered = gptq(rows, hessian, scheme, "mse")
-    assert torch.equal(ordered.scale, plain.scale)
-    found = gptq(rows, hessian, scheme, "mse", reorder=False)
-    assert found.scale.shape == plain.scale.shape
-    assert torch.equal(found.scale[:, 0], plain.scale[:, 0])
-    assert not torch.equal(found.scale, plain.scale)
-    nearest = output_error(rows, plain, scheme, x)
-    assert output_error(rows, found, scheme, x) < 0.7 * nearest
-
-
-@pytest.mark.parametrize("kind", ["per channel", "groups"])
-def test_the_order_helps_where_the_energy_of_inputs_varies(kind):
-    scheme = QuantizationScheme(bits=3, **SCHEMES[kind])
-    x, _ = correlated()
-    x = x * torch.logspace(-1, 1, 64)
-    rows = weight()
-    errors = [
-        output_error(
-            rows,
-            gptq(rows, x.T @ x, scheme, "mse", reorder=reorder),
-            scheme,
-            x,
-        )
-        for reorder in (True, False)
-    ]
-    assert errors[0] < 0.7 * errors[1]
 
 
 @pytest.mark.parametrize("kind", SCHEMES)

@@ -28,7 +28,7 @@ from tests.unit.methods.rounding.test_gptq import correlated
 
 
 class Toy(nn.Module):
-    """A convolution, four units and a head; one layer is never called."""
+    """A convolution, four blocks and a head; one layer is never called."""
 
     def __init__(self):
         super().__init__()
@@ -180,7 +180,7 @@ def quantize_nearest(plan, layer):
     ("limit", "expected"), [(None, 7), (1, 1), (3, 3), (100, 7)]
 )
 def test_passes(toy, batches, limit, expected):
-    """Eight units; none of the embedding's needs a pass of its own."""
+    """Eight blocks; none of the embedding's needs a pass of its own."""
     passes = []
 
     def calibrate():
@@ -215,7 +215,7 @@ def uniform(model, **scheme):
     )
 
 
-def test_a_unit_sees_what_quantized_units_give(toy, batches):
+def test_a_block_sees_what_quantized_blocks_give(toy, batches):
     """Integers of the second layer depend on whether the first is rounded."""
     found = []
     for passes in (1, None):

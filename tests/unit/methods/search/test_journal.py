@@ -6,7 +6,6 @@ from torch import nn
 from speechbrain_stablequant.methods.search import (
     Journal,
     fingerprint,
-    group_units,
     weights_digest,
 )
 from speechbrain_stablequant.metrics.metric import Item
@@ -78,34 +77,3 @@ def test_digests_change_with_the_weights():
     assert weights_digest(model) != before
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint(1) != fingerprint("1")
-
-
-def test_layers_outside_lists_are_units_by_themselves():
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    assert group_units(model, ["0", "2"]) == {"0": ["0"], "2": ["2"]}
-
-
-def test_transformer_layers_are_units():
-    from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
-
-    from speechbrain_stablequant.layers import quantizable_layers
-
-    model = TransformerLM(vocab=9, d_model=8, nhead=2, num_encoder_layers=3)
-    names = [name for name, _, _ in quantizable_layers(model)]
-    units = group_units(model, names)
-    assert sum(units.values(), []) == names
-    inner = [u for u in units if u.startswith("encoder.layers.")]
-    assert len(inner) == 3
-    assert all(len(units[u]) > 2 for u in inner)
-
-
-def test_units_of_ecapa_hold_every_layer_once():
-    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-
-    from speechbrain_stablequant.layers import quantizable_layers
-
-    model = ECAPA_TDNN(8, channels=[8] * 5, lin_neurons=4, res2net_scale=2)
-    names = [name for name, _, _ in quantizable_layers(model)]
-    units = group_units(model, names)
-    assert sorted(sum(units.values(), [])) == sorted(names)
-    assert len(units) > 5

@@ -48,6 +48,13 @@ def search(network, **knobs):
     return result, measured
 
 
+@pytest.fixture(scope="module")
+def found():
+    """Return what a search finds, and its error: several tests look at it."""
+    torch.set_num_threads(1)
+    return search(make_network(), max_drop=5.0)
+
+
 def test_fewest_bytes_within_the_drop(network):
     result, measured = search(network, max_drop=2.0)
     found = result.search
@@ -74,9 +81,9 @@ def test_best_metric_within_the_size(network):
     assert measured <= error(model)
 
 
-def test_the_plan_is_what_was_measured(network, tmp_path):
+def test_the_plan_is_what_was_measured(network, found, tmp_path):
     model, x, error = network
-    result, measured = search(network, max_drop=5.0)
+    result, measured = found
     path = result.plan.save(tmp_path / "plan.json")
     assert result.plan.method == "mixed_precision"
     applied = quantize(model, plan=path, score=error, progress=False)
@@ -85,10 +92,9 @@ def test_the_plan_is_what_was_measured(network, tmp_path):
     json.dumps(result.search)  # plain data
 
 
-def test_distances_add_up(network):
+def test_distances_add_up(found):
     """What the allocation relies on."""
-    result, _ = search(network, max_drop=5.0)
-    for row in result.search["front"]:
+    for row in found[0].search["front"]:
         if 0 < row["distance"] < 0.05:
             ratio = row["predicted_distance"] / row["distance"]
             assert 0.7 < ratio < 1.4
@@ -178,10 +184,8 @@ def test_searches_for_other_budgets_share_results(network, tmp_path):
     assert without == {k: v for k, v in first.search.items() if k != "cost"}
 
 
-def test_the_same_search_gives_the_same_plan(network):
-    assert search(network, max_drop=4.0)[0].plan == (
-        search(network, max_drop=4.0)[0].plan
-    )
+def test_the_same_search_gives_the_same_plan(network, found):
+    assert search(network, max_drop=5.0)[0].plan == found[0].plan
 
 
 def test_without_a_metric_the_output_decides(network):

@@ -83,7 +83,7 @@ class ChangesItsInput(nn.Module):
         return self.last(self.block(x)) + x
 
 
-def test_a_unit_that_changes_its_input_is_computed():
+def test_a_block_that_changes_its_input_is_computed():
     model, x = ChangesItsInput(), torch.randn(3, 4)
     with torch.no_grad(), PrefixCache(model, ["block", "last"]) as cache:
         with cache.record():
@@ -101,7 +101,7 @@ def test_without_memory_nothing_is_replayed():
         assert cache.live_fraction("units.2") == 1.0
 
 
-def test_what_precedes_the_unit_is_not_computed():
+def test_what_precedes_the_block_is_not_computed():
     model, x = (
         nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))),
         torch.ones(1, 4),

@@ -11,7 +11,6 @@ from torch import nn
 from speechbrain_stablequant import (
     QuantizationPlan,
     load_quantized,
-    quantize,
     save_quantized,
 )
 from speechbrain_stablequant.artifacts import checkpoint_reader
@@ -113,21 +112,3 @@ def test_levels_that_the_file_was_not_written_with_are_refused(tmp_path):
     # Codes 0 to 3 as integers are -2 to 1, and -2 is outside the narrow range.
     with pytest.raises(CheckpointError, match="-2"):
         load_quantized(build("linear", seed=2), path)
-
-
-@pytest.mark.parametrize(("levels", "count"), [("odd", 4), ("ternary", 3)])
-def test_the_knob_reaches_the_layers_it_is_for(levels, count):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8)).eval()
-    quantize(
-        model,
-        bits="W2",
-        layer_bits={"1": "W8"},
-        method="uniform",
-        weight_levels=levels,
-        progress=False,
-    )
-    values = model[0].quantized_weight("weight").values
-    assert len(values.unique()) == count
-    assert f"int2 {levels} symmetric" in repr(model[0])
-    assert "int8 symmetric" in repr(model[1])
