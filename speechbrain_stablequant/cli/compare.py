@@ -23,7 +23,9 @@ SHOWN = 20  # layers; all of them with --layers
 
 def add_arguments(parser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("first", metavar="A", help="what others differ from")
+    parser.add_argument(
+        "first", metavar="A", help="what the others are compared with"
+    )
     parser.add_argument(
         "others",
         metavar="B",
@@ -33,7 +35,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--layers",
         action="store_true",
-        help=f"all layers that differ, not the first {SHOWN}",
+        help=f"all layers that differ, not only the first {SHOWN}",
     )
 
 
@@ -79,7 +81,7 @@ def _source_lines(letters, sources) -> list[str]:
 
 def _metric_lines(letters, rows) -> list[str]:
     floats = [_float_cells(row) for row in rows]
-    # Another float model is no place to measure a loss from
+    # With different float models, losses have different references: show each
     own = any(len(set(cells) - {"-"}) > 1 for cells in floats)
     head = ["test set", "metric"]
     head += [f"float {name}" for name in letters] if own else ["float"]

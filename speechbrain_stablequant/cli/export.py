@@ -1,4 +1,4 @@
-"""``stablequant export``: files that a runtime runs without PyTorch."""
+"""``stablequant export``: files that a runtime executes without PyTorch."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace files of an older export in the folder",
+        help="replace files of an earlier export in the folder",
     )
 
 
@@ -74,12 +74,12 @@ def run(arguments) -> dict:
 
 
 def _older(manifest: Path) -> list[str]:
-    """Return the files of an older export that are still in its folder."""
+    """Return the files of an earlier export that are still in its folder."""
     try:
         rows = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         names = [Path(row["file"]) for row in rows]
     except (OSError, ValueError, LookupError, TypeError):
-        return []  # not of ours: nothing to remove
+        return []  # not a manifest of ours: nothing to remove
     names += [name.with_suffix(".bin") for name in names]
     folder = manifest.parent
     return [
@@ -131,7 +131,7 @@ def _about(arguments, model, rows: list[dict]) -> dict:
     packages = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
     return {
         "ok": all(check["ok"] for row in rows for check in row["checks"]),
-        # A path of this machine is nothing to publish.
+        # Manifests may be published: no paths of this machine
         "source": Path(arguments.source).name
         if Path(arguments.source).exists()
         else arguments.source,
@@ -166,7 +166,7 @@ def lines(result: dict) -> list[str]:
     found = [f"wrote {result['output']}", "", *align(rows, left=[0]), ""]
     if not result["ok"]:
         found.append(
-            "CHECK FAILED: run alone, a file differs from the model; see "
+            "CHECK FAILED: a file computes something else than the model; see "
             f"{MANIFEST}"
         )
     given = [f"{i['name']} {i['dtype']}" for i in first["inputs"]]

@@ -1,4 +1,4 @@
-"""``stablequant inspect``: what is quantized, how, and what it measured."""
+"""``stablequant inspect``: what is quantized, how, and what was measured."""
 
 from speechbrain_stablequant.cli.output import (
     environment_line,
@@ -27,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--layers",
         action="store_true",
-        help="a row for each layer, not for each unit",
+        help="a row for each layer instead of each search unit",
     )
 
 
@@ -79,7 +79,7 @@ def _of_coverage(coverage: dict) -> dict:
 
 
 def _of_report(report: dict) -> dict:
-    """Return what people look for first in a report."""
+    """Return the part of a report that is shown."""
     return {
         "label": report["label"],
         "tests": report["tests"],
@@ -129,7 +129,9 @@ def _width_lines(groups: list[dict]) -> list[str]:
 
 
 def _unit_lines(units: list[dict]) -> list[str]:
-    rows = [("unit", "weights", "inputs", "layers", "bytes", "percentile")]
+    rows = [
+        ("search unit", "weights", "inputs", "layers", "bytes", "percentile")
+    ]
     rows += [
         (
             unit["name"],
@@ -198,5 +200,5 @@ def _report_lines(report: dict) -> list[str]:
     found += metric_lines(report["tests"])
     if report["unreached_layers"]:
         count = len(report["unreached_layers"])
-        found.append(f"  inputs float in {count} layers never reached")
+        found.append(f"  inputs stay float in {count} layers never reached")
     return [*found, *environment_line(report["environment"])]

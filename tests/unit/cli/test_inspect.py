@@ -241,7 +241,7 @@ def test_missing_things(stablequant, tmp_path):
 def test_hub_name_that_cannot_be_fetched(stablequant, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = stablequant("inspect", "nobody/nothing")
-    result.check_mistake("nobody/nothing", "hub")
+    result.check_mistake("nobody/nothing", "Hub")
 
 
 def test_folder_without_checkpoints(stablequant, tmp_path, plan):
