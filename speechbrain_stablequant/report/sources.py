@@ -141,10 +141,13 @@ def _folder(name: str, path: Path) -> Source:
     if is_published(path):
         return _published(name, path)
     if (path / "CKPT.yaml").is_file():
-        return _float(name, path, "checkpoint folder")
-    saved = sorted(file.parent for file in path.glob("CKPT*/CKPT.yaml"))
-    if saved:
-        return _float_folders(name, path, saved)
+        files = sorted(path.glob("*.ckpt"))
+        return _float(name, path, "a float checkpoint folder", files)
+    count = len(list(path.glob("CKPT*/CKPT.yaml")))
+    if count:
+        files = sorted(path.glob("CKPT*/*.ckpt"))
+        what = f"{count} float checkpoint folders"
+        return _float(name, path, what, files)
     return _experiment(name, path)
 
 
@@ -289,7 +292,7 @@ def _file(name: str, path: Path) -> Source:
     with open(path, "rb") as file:
         start = file.read(8)
     if start.startswith(_PICKLE):
-        return _float(name, path, "checkpoint")
+        return _float(name, path, "a float checkpoint", [path])
     if not is_safetensors(path):
         raise SourceError(
             f"{path} is not a quantized checkpoint, domain, plan or report, "
@@ -306,26 +309,19 @@ def _file(name: str, path: Path) -> Source:
     return source
 
 
-def _float(name: str, path: Path, what: str) -> Source:
-    """Describe a float checkpoint of SpeechBrain; no pickle is loaded."""
-    files = sorted(path.glob("*.ckpt")) if path.is_dir() else [path]
-    rows = [{"name": f.stem, "num_bytes": f.stat().st_size} for f in files]
-    about = {"what": f"a float {what} of SpeechBrain, not quantized"}
-    return Source(name, "float checkpoint", path, files=rows, about=about)
-
-
-def _float_folders(name: str, path: Path, folders: list[Path]) -> Source:
-    """Describe a folder of SpeechBrain's checkpoint folders."""
-    source = _float(name, path, "checkpoint folder")
-    source.about["what"] = (
-        f"{len(folders)} float checkpoint folders of SpeechBrain, not quantized"
-    )
-    source.files = [
-        {**row, "name": f"{folder.name}/{row['name']}"}
-        for folder in folders
-        for row in _float(name, folder, "checkpoint folder").files
+def _float(name: str, path: Path, what: str, files: list[Path]) -> Source:
+    """Describe float checkpoints of SpeechBrain; no pickle is loaded."""
+    rows = [
+        {
+            "name": str(file.relative_to(path).with_suffix(""))
+            if path.is_dir()
+            else file.stem,
+            "num_bytes": file.stat().st_size,
+        }
+        for file in files
     ]
-    return source
+    about = {"what": f"{what} of SpeechBrain, not quantized"}
+    return Source(name, "float checkpoint", path, files=rows, about=about)
 
 
 def _domain(name: str, path: Path) -> Source:
