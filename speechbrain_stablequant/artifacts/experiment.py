@@ -1,4 +1,4 @@
-"""What a recipe run with the block has left in its output folder."""
+"""The output folder of a recipe that was run with the block."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ RUN = "Run the recipe with the ptq block, to its end"
 
 
 class Experiment:
-    """The output folder of a recipe run with the block; only read.
+    """The output folder of a recipe that was run with the block; read only.
 
     Arguments
     ---------
@@ -32,7 +32,7 @@ class Experiment:
     Raises
     ------
     ExperimentError
-        If there is no such folder, or the block has left nothing in it.
+        If there is no such folder, or no results of the block in it.
     """
 
     def __init__(self, folder: Union[str, Path]):
@@ -40,13 +40,13 @@ class Experiment:
         if not folder.is_dir():
             raise ExperimentError(
                 f"{folder} is {'a file' if folder.exists() else 'not there'}: "
-                "an experiment is the output folder of a recipe."
+                "give the output folder of a recipe."
             )
         ptq = next((f for f in (folder, folder / "ptq") if _ours(f)), None)
         if ptq is None:
             raise ExperimentError(
                 f"{folder} has no results of quantization: no report.json, "
-                f"plan.json or checkpoint/, neither there nor in ptq/. {RUN}."
+                f"plan.json or checkpoint/, there or in ptq/. {RUN}."
             )
         self.ptq, self.folder = ptq, _recipe_folder(folder, ptq)
 
@@ -90,7 +90,7 @@ class Experiment:
 
     @property
     def other_files(self) -> dict[str, Path]:
-        """Paths of tokenizers, encoders, normalizers there, by file name."""
+        """Paths of other files there by file name: tokenizers, normalizers."""
         quantized = set(self.checkpoints.values())
         return {
             path.name: path for path in self._files() if path not in quantized
@@ -109,7 +109,7 @@ class Experiment:
 
 
 def _ours(folder: Path) -> bool:
-    """Whether a folder has results of the block, right inside."""
+    """Whether a folder itself has results of the block."""
     checkpoint = folder / "checkpoint"
     if checkpoint.is_dir() and any(map(is_quantized, checkpoint.iterdir())):
         return True
@@ -130,10 +130,10 @@ def _recipe_folder(given: Path, ptq: Path) -> Path:
 
 
 def is_quantized(path: Path) -> bool:
-    """Whether a file claims to be ours: safetensors, by its first bytes.
+    """Whether a file claims to be quantized: safetensors with metadata.
 
-    SpeechBrain's own ``*.ckpt`` are pickles or text. One of ours that is
-    damaged must not pass for a tokenizer: reading its header tells.
+    SpeechBrain's own ``*.ckpt`` are pickles or text. The file is not verified
+    here: a damaged one must not pass for a tokenizer, but fail when it is read.
     """
     if path.suffix != ".ckpt" or not path.is_file():
         return False
@@ -142,7 +142,7 @@ def is_quantized(path: Path) -> bool:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder is one that stock SpeechBrain loads, quantized."""
+    """Whether a folder is a published one: a YAML and quantized weights."""
     return (folder / "hyperparams.yaml").is_file() and any(
         map(is_quantized, folder.glob("*.ckpt"))
     )

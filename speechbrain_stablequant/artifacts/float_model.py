@@ -25,7 +25,7 @@ from speechbrain_stablequant.layers.modules import as_module_dict
 
 __all__ = ["FloatModel", "load_float_model", "origin"]
 
-# Recoverables that only training needs; they are not built
+# Recoverables that only training needs are not built
 _TRAINING = (
     "speechbrain.nnet.schedulers.",
     "speechbrain.utils.epoch_loop.",
@@ -125,7 +125,7 @@ def _checkpointer_node(definitions: Definitions):
 
 
 def _build(definitions: Definitions, saver, folder: Path, recipe):
-    """Return modules and recoverables, made from a part of the YAML."""
+    """Build modules and recoverables from a part of the YAML."""
     recovered = arguments(saver).get("recoverables")
     wanted = {
         name: node
@@ -143,7 +143,7 @@ def _build(definitions: Definitions, saver, folder: Path, recipe):
             made = load_hyperpyyaml(selection.text())
         except Exception as err:  # of any class that the YAML names
             raise FloatModelError(
-                f"The modules of {definitions.source} cannot be made without "
+                f"The modules of {definitions.source} cannot be built without "
                 f"their recipe: {type(err).__name__}: {_first_lines(err)} If a "
                 "class is the recipe's own, give the folder of its train.py: "
                 "--recipe DIR."
@@ -168,11 +168,11 @@ def _modules_node(definitions: Definitions):
 
 
 def _recipe_folders(definitions: Definitions, folder: Path, recipe):
-    """Return where classes of the recipe may be, the likeliest first."""
+    """Return folders that may define the recipe's classes, likeliest first."""
     if recipe is not None:
         recipe = Path(recipe)
         if not recipe.is_dir():
-            raise FloatModelError(f"--recipe {recipe} is no folder.")
+            raise FloatModelError(f"--recipe {recipe} is not a folder.")
         return [recipe, folder]
     source = origin(definitions)
     near = [] if source is None else [source.parent.parent, source.parent]
@@ -180,7 +180,7 @@ def _recipe_folders(definitions: Definitions, folder: Path, recipe):
 
 
 def origin(definitions: Definitions) -> Optional[Path]:
-    """Return the YAML of a recipe that an experiment says it came from.
+    """Return the recipe's YAML that an experiment was made from.
 
     Arguments
     ---------
@@ -190,7 +190,7 @@ def origin(definitions: Definitions) -> Optional[Path]:
     Returns
     -------
     Path or None
-        None where it does not say. The file may be gone.
+        None where the experiment does not say. The file may be gone.
     """
     found = _ORIGIN.search(Path(definitions.source).read_text(encoding="utf-8"))
     return Path(found.group(1)) if found else None
@@ -229,7 +229,7 @@ def _save_folder(definitions, saver, folder: Path, checkpoint) -> Path:
 
 
 def _chosen(checkpointer, name, min_key, max_key) -> Checkpoint:
-    """Return the checkpoint that the user means."""
+    """Return the checkpoint that was asked for."""
     known = checkpointer.list_checkpoints()
     where = checkpointer.checkpoints_dir
     if not known:
@@ -254,9 +254,9 @@ def _chosen(checkpointer, name, min_key, max_key) -> Checkpoint:
 
 
 def _check_loaded(root: nn.ModuleDict, recoverables: Mapping) -> None:
-    """Refuse modules whose weights no checkpoint brings: they are random.
+    """Refuse modules with weights in no checkpoint: these would be random.
 
-    Encoders from a hub bring theirs when they are made.
+    Pretrained encoders load theirs when they are built.
     """
     held = {
         id(parameter)
@@ -270,9 +270,9 @@ def _check_loaded(root: nn.ModuleDict, recoverables: Mapping) -> None:
         if any(id(p) not in held for p in module.parameters()):
             raise FloatModelError(
                 f"Module '{name}' has weights that no checkpoint holds (the "
-                "recipe loads them in another way), so its float model is not "
-                "known without running the recipe: run the recipe with the "
-                "plan instead (ptq: {plan: plan.json})."
+                "recipe loads them in another way), so its float model cannot "
+                "be built without the recipe. Run the recipe with the plan "
+                "instead (ptq: {plan: plan.json})."
             )
 
 

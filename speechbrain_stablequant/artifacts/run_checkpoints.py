@@ -1,4 +1,4 @@
-"""Write what stock SpeechBrain needs to load the quantized model."""
+"""Write the files that stock SpeechBrain needs to load a quantized model."""
 
 import hashlib
 from pathlib import Path
@@ -23,14 +23,14 @@ __all__ = ["export_checkpoints", "save_plan"]
 
 
 def save_plan(plan: QuantizationPlan, path: Path) -> Path:
-    """Write a plan; another plan there, perhaps edited by hand, is kept.
+    """Write a plan; a different one, perhaps edited by hand, is kept.
 
     Arguments
     ---------
     plan : QuantizationPlan
         The plan.
     path : Path
-        Where to write. An older plan moves to ``<stem>.<hash>.json``.
+        Where to write. A different plan moves to ``<stem>.<hash>.json``.
     """
     if path.is_file():
         old = path.read_bytes()
@@ -68,8 +68,8 @@ def export_checkpoints(
     Returns
     -------
     list of dict
-        For each quantized file: name, path, num_bytes, float_num_bytes and
-        what the latter was measured on.
+        For each quantized file: ``name``, ``path``, ``num_bytes``,
+        ``float_num_bytes`` and ``float_measured_on``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plans = {id(root.get_submodule(n)): p for n, p in plan.layers.items()}
@@ -88,7 +88,7 @@ def export_checkpoints(
 
 
 def _loadables(root, checkpointer) -> dict[str, nn.Module]:
-    """Return recoverable modules, and what none of them contains."""
+    """Return recoverable modules, and quantized modules outside of them."""
     found = {}
     if checkpointer is not None:
         found = {

@@ -1,4 +1,4 @@
-"""``stablequant apply``: a plan on a float checkpoint, without the recipe."""
+"""``stablequant apply``: quantize a float checkpoint by a plan, no recipe run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ stablequant apply other/ptq/plan.json results/1986 --output new --recipe .
 
 def add_arguments(parser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("plan", help="a plan.json, edited or of another run")
+    parser.add_argument("plan", help="a plan.json, edited or from another run")
     parser.add_argument("experiment", help="output folder of the recipe")
     parser.add_argument(
         "--output",
@@ -36,7 +36,7 @@ def add_arguments(parser) -> None:
         "--min-coverage",
         type=float,
         default=0.95,
-        help="part of the weight bytes to be quantized at least (0.95)",
+        help="least part of the weight bytes to be quantized (0.95)",
     )
 
 
@@ -78,10 +78,10 @@ def run(arguments) -> dict:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Keep the bars of transformers off the terminal: loading is quick."""
+    """Hide the progress bars of transformers: loading is quick."""
     try:
         from transformers.utils import logging
-    except ImportError:  # then no encoder is one of theirs
+    except ImportError:  # no bars without transformers
         yield
         return
     shown = logging.is_progress_bar_enabled()

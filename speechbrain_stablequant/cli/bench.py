@@ -29,10 +29,13 @@ def add_arguments(parser) -> None:
         "--threads", type=_positive, help="threads of a call (torch's default)"
     )
     parser.add_argument(
-        "--rounds", type=_positive, default=3, help="passes that count (3)"
+        "--rounds", type=_positive, default=3, help="timed passes (3)"
     )
     parser.add_argument(
-        "--batch-size", type=_positive, default=1, help="utterances a call (1)"
+        "--batch-size",
+        type=_positive,
+        default=1,
+        help="utterances in a call (1)",
     )
     parser.add_argument(
         "--runtime",

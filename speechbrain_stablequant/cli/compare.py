@@ -1,7 +1,5 @@
 """``stablequant compare``: quantized models side by side."""
 
-from typing import Optional
-
 from speechbrain_stablequant.core.format import (
     align,
     decimals,
@@ -23,7 +21,9 @@ SHOWN = 20  # layers; all of them with --layers
 
 def add_arguments(parser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("first", metavar="A", help="what others differ from")
+    parser.add_argument(
+        "first", metavar="A", help="what the others are compared with"
+    )
     parser.add_argument(
         "others",
         metavar="B",
@@ -33,7 +33,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--layers",
         action="store_true",
-        help=f"all layers that differ, not the first {SHOWN}",
+        help=f"all layers that differ, not only the first {SHOWN}",
     )
 
 
@@ -78,47 +78,32 @@ def _source_lines(letters, sources) -> list[str]:
 
 
 def _metric_lines(letters, rows) -> list[str]:
-    floats = [_float_cells(row) for row in rows]
-    # Another float model is no place to measure a loss from
-    own = any(len(set(cells) - {"-"}) > 1 for cells in floats)
+    cells = [_metric_cells(row) for row in rows]
+    # With different float models, losses have different references: show each
+    own = any(len(set(before) - {"-"}) > 1 for before, _ in cells)
     head = ["test set", "metric"]
     head += [f"float {name}" for name in letters] if own else ["float"]
-    for i, name in enumerate(letters):
-        head += [name] if i == 0 else [name, f"{name} - A [95 %]"]
+    head.append(letters[0])
+    for name in letters[1:]:
+        head += [name, f"{name} - A [95 %]"]
     found = [head]
-    for row, before in zip(rows, floats):
+    for row, (before, after) in zip(rows, cells):
         if not own:
-            before = [next((c for c in before if c != "-"), "-")]
-        cells = [row["test"], row["metric"], *before]
-        found.append([*cells, *_quantized_cells(row)])
+            before = [next((cell for cell in before if cell != "-"), "-")]
+        found.append([row["test"], row["metric"], *before, *after])
     return align(found, left=[0, 1])
 
 
-def _digits(row: dict) -> int:
-    values = row["values"]
-    return decimals(
-        *(_value(value, "float") for value in values),
-        *(_value(value, "quantized") for value in values),
-    )
-
-
-def _float_cells(row: dict) -> list[str]:
-    digits = _digits(row)
-    return [number(_value(v, "float"), digits) for v in row["values"]]
-
-
-def _quantized_cells(row: dict) -> list[str]:
-    digits, cells = _digits(row), []
-    for i, value in enumerate(row["values"]):
-        cells.append(number(_value(value, "quantized"), digits))
-        if i:
-            change = row["differences"][i]
-            cells.append("-" if change is None else interval(change, digits))
-    return cells
-
-
-def _value(row: Optional[dict], key: str):
-    return None if row is None else row.get(key)
+def _metric_cells(row: dict) -> tuple[list[str], list[str]]:
+    """Return the float values, and the quantized ones with differences to A."""
+    values = [value or {} for value in row["values"]]
+    sides = [[v.get(key) for v in values] for key in ("float", "quantized")]
+    digits = decimals(*sides[0], *sides[1])
+    before, after = ([number(v, digits) for v in side] for side in sides)
+    cells = after[:1]
+    for cell, change in zip(after[1:], row["differences"][1:]):
+        cells += [cell, "-" if change is None else interval(change, digits)]
+    return before, cells
 
 
 def _speed_lines(letters, rows) -> list[str]:

@@ -1,9 +1,8 @@
-"""``stablequant export``: files that a runtime runs without PyTorch."""
+"""``stablequant export``: files that a runtime executes without PyTorch."""
 
 import json
-from pathlib import Path
 
-from speechbrain_stablequant.core.format import align, megabytes, to_json
+from speechbrain_stablequant.core.format import align, megabytes
 
 NAME = "export"
 HELP = "Write a published model as ONNX or OpenVINO files."
@@ -11,7 +10,6 @@ EXAMPLES = """
 stablequant export results/1986/ptq/hub --to onnx --output onnx
 stablequant export user/asr-wav2vec2-w8a8 --to openvino --output ir
 """
-MANIFEST = "export.json"
 RUN = {
     "onnx": """\
 import onnxruntime
@@ -40,108 +38,22 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace files of an older export in the folder",
+        help="replace files of an earlier export in the folder",
     )
 
 
 def run(arguments) -> dict:
     """Load, export, verify."""
     from speechbrain_stablequant.cli.output import note
-    from speechbrain_stablequant.core.files import check_output, filled
-    from speechbrain_stablequant.publishing.export import (
-        find_parts,
-        samples,
-        verify,
-        write_part,
+    from speechbrain_stablequant.publishing.export_folder import export_folder
+
+    return export_folder(
+        arguments.source,
+        arguments.to,
+        arguments.output,
+        arguments.overwrite,
+        note,
     )
-    from speechbrain_stablequant.publishing.load import load_model
-
-    output = check_output(arguments.output, arguments.overwrite)
-    model = load_model(arguments.source)
-    note(f"converting {model.name}")
-    parts = find_parts(model, arguments.to, samples(model))
-    old = _older(output / MANIFEST)
-    with filled(output, arguments.overwrite, old) as work:
-        rows = []
-        for part in parts:
-            path = write_part(part, arguments.to, work)
-            checks = verify(part, arguments.to, path)
-            rows.append(_row(part, path, checks))
-        about = _about(arguments, model, rows)
-        text = to_json(about, indent=1) + "\n"
-        (work / MANIFEST).write_text(text, encoding="utf-8")
-    return {"output": str(output), **about}
-
-
-def _older(manifest: Path) -> list[str]:
-    """Return the files of an older export that are still in its folder."""
-    try:
-        rows = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        names = [Path(row["file"]) for row in rows]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []  # not of ours: nothing to remove
-    names += [name.with_suffix(".bin") for name in names]
-    folder = manifest.parent
-    return [
-        name.name  # a manifest must not lead out of its folder
-        for name in names
-        if name.suffix in (".onnx", ".xml", ".bin")
-        and (folder / name.name).is_file()
-    ]
-
-
-def _row(part, path: Path, checks: list[dict]) -> dict:
-    """Return what a file takes, gives, and how close it is."""
-    planned = [row for row in part.layers if row.planned_int8]
-    int8 = [row for row in planned if row.precision == "int8"]
-    weights = path.with_suffix(".bin")
-    sizes = [f.stat().st_size for f in (path, weights) if f.is_file()]
-    return {
-        "file": path.name,
-        "module": part.name,
-        "num_bytes": sum(sizes),
-        "inputs": [
-            {
-                "name": name,
-                "dtype": str(tensor.dtype).replace("torch.", ""),
-                "shape": ["dynamic"] * tensor.dim(),
-                "example_shape": list(tensor.shape),
-            }
-            for name, tensor in part.inputs
-        ],
-        "outputs": [
-            {
-                "dtype": str(tensor.dtype).replace("torch.", ""),
-                "example_shape": list(tensor.shape),
-            }
-            for tensor in part.calls[0][2]
-        ],
-        "num_int8": len(int8),
-        "num_planned_int8": len(planned),
-        "num_quantized": len(part.layers),
-        "checks": checks,
-    }
-
-
-def _about(arguments, model, rows: list[dict]) -> dict:
-    from importlib import metadata
-
-    from speechbrain_stablequant.report.data import environment
-
-    packages = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
-    return {
-        "ok": all(check["ok"] for row in rows for check in row["checks"]),
-        # A path of this machine is nothing to publish.
-        "source": Path(arguments.source).name
-        if Path(arguments.source).exists()
-        else arguments.source,
-        "interface": model.name,
-        "to": arguments.to,
-        "sample_rate": model.sample_rate if model.takes_audio else None,
-        "files": rows,
-        "versions": {p: metadata.version(p) for p in packages[arguments.to]},
-        "environment": environment(),
-    }
 
 
 def lines(result: dict) -> list[str]:
@@ -166,8 +78,8 @@ def lines(result: dict) -> list[str]:
     found = [f"wrote {result['output']}", "", *align(rows, left=[0]), ""]
     if not result["ok"]:
         found.append(
-            "CHECK FAILED: run alone, a file differs from the model; see "
-            f"{MANIFEST}"
+            "CHECK FAILED: a file computes something else than the model; see "
+            "export.json"
         )
     given = [f"{i['name']} {i['dtype']}" for i in first["inputs"]]
     found.append(f"{first['module']} takes {json.dumps(given)}; to run it:")

@@ -1,4 +1,4 @@
-"""``stablequant inspect``: what is quantized, how, and what it measured."""
+"""``stablequant inspect``: what is quantized, how, and what was measured."""
 
 from speechbrain_stablequant.cli.output import (
     environment_line,
@@ -27,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--layers",
         action="store_true",
-        help="a row for each layer, not for each unit",
+        help="a row for each layer instead of each search unit",
     )
 
 
@@ -79,7 +79,7 @@ def _of_coverage(coverage: dict) -> dict:
 
 
 def _of_report(report: dict) -> dict:
-    """Return what people look for first in a report."""
+    """Return the part of a report that is shown."""
     return {
         "label": report["label"],
         "tests": report["tests"],
@@ -116,67 +116,39 @@ def _about_lines(about: dict) -> list[str]:
 
 def _width_lines(groups: list[dict]) -> list[str]:
     rows = [("weights", "inputs", "layers", "bytes")]
-    rows += [
-        (
-            g["weights"],
-            g["inputs"],
-            str(g["layers"]),
-            megabytes(g["num_bytes"]),
-        )
-        for g in groups
-    ]
+    for group in groups:
+        size, count = megabytes(group["num_bytes"]), str(group["layers"])
+        rows.append((group["weights"], group["inputs"], count, size))
     return align(rows, left=[0, 1])
 
 
 def _unit_lines(units: list[dict]) -> list[str]:
-    rows = [("unit", "weights", "inputs", "layers", "bytes", "percentile")]
-    rows += [
-        (
-            unit["name"],
-            unit["weights"],
-            unit["inputs"],
-            str(unit["layers"]),
-            megabytes(unit["num_bytes"]),
-            _percent(unit["lowest_percentile"]),
-        )
-        for unit in units
-    ]
+    head = "search unit", "weights", "inputs", "layers", "bytes", "percentile"
+    rows = [head]
+    for unit in units:
+        start = unit["name"], unit["weights"], unit["inputs"]
+        size, count = megabytes(unit["num_bytes"]), str(unit["layers"])
+        rows.append((*start, count, size, _percent(unit["lowest_percentile"])))
     return align(rows, left=range(3))
 
 
 def _layer_lines(layers: list[dict]) -> list[str]:
-    rows = [
-        (
-            "layer",
-            "kind",
-            "weights",
-            "rounding",
-            "input",
-            "range",
-            "percentile",
-            "clipped",
-        )
-    ]
+    head = "layer", "kind", "weights", "rounding", "input", "range"
+    rows = [(*head, "percentile", "clipped")]
     for layer in layers:
-        start = (
-            layer["name"],
-            layer["kind"] or "-",
-            layer["weights"],
-            layer["rounding"],
-        )
+        start = layer["name"], layer["kind"] or "-"
+        start += layer["weights"], layer["rounding"]
         if not layer["inputs"]:
             rows.append((*start, "float", "-", "-", "-"))
         for name, given in layer["inputs"].items():
             low, high = given["range"]
-            rows.append(
-                (
-                    *start,
-                    f"{name}: {given['scheme']}",
-                    f"{low:.4g} to {high:.4g}",
-                    _percent(given["percentile"]),
-                    f"{given['clipped']:.2%}",
-                )
+            scheme, ends = (
+                f"{name}: {given['scheme']}",
+                f"{low:.4g} to {high:.4g}",
             )
+            clipped = f"{given['clipped']:.2%}"
+            cut = _percent(given["percentile"])
+            rows.append((*start, scheme, ends, cut, clipped))
     return align(rows, left=range(5))
 
 
@@ -198,5 +170,5 @@ def _report_lines(report: dict) -> list[str]:
     found += metric_lines(report["tests"])
     if report["unreached_layers"]:
         count = len(report["unreached_layers"])
-        found.append(f"  inputs float in {count} layers never reached")
+        found.append(f"  inputs stay float in {count} layers never reached")
     return [*found, *environment_line(report["environment"])]

@@ -29,8 +29,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns
     -------
     int
-        0: done, 1: a check failed, 2: the user's mistake, 3: an error of
-        ours, 130: interrupted.
+        0: done, 1: a check failed, 2: wrong arguments or files, 3: an error of
+        this package, 130: interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in argv
@@ -45,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return _fail(_reason(err), MISTAKE, as_json)
     except SystemExit as leaving:  # --help and --version of argparse
         return leaving.code if isinstance(leaving.code, int) else MISTAKE
-    except Exception as err:  # whatever it is, the user sees one line
+    except Exception as err:  # even then the user sees one line
         text = (
             f"unexpected {type(err).__name__}: {_reason(err)} This is an error "
             "of this package: run again with STABLEQUANT_DEBUG=1 and report "
@@ -59,7 +59,7 @@ def _run(argv: list[str]) -> int:
     arguments = parse(argv)
     if arguments is None:
         return MISTAKE
-    # Libraries that print must not get between the lines of a result.
+    # Libraries that print must not mix with the result.
     with contextlib.redirect_stdout(sys.stderr):
         result = arguments.module.run(arguments)
     if arguments.json:
@@ -76,11 +76,11 @@ def _json(result: dict) -> str:
 
 
 def _print(text: str) -> None:
-    """Print to stdout; a reader that has gone away is no error."""
+    """Print to stdout; that a reader has closed the pipe is no error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Else the interpreter complains once more when it flushes at exit.
+        # Otherwise the interpreter complains again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -94,7 +94,7 @@ def _reason(err: BaseException) -> str:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
-    """Say what went wrong on stderr, and as JSON where that was asked for."""
+    """Print an error on stderr, and as JSON if that was asked for."""
     if _debugging() and code != INTERRUPTED:
         traceback.print_exc()
     shown = printable(message, kept="\n")
@@ -105,10 +105,10 @@ def _fail(message: str, code: int, as_json: bool) -> int:
 
 
 def _was_interrupted(err: Optional[BaseException]) -> bool:
-    """Whether Ctrl-C is what an error came from.
+    """Whether an error was caused by Ctrl-C.
 
-    SpeechBrain's YAML imports classes with `pydoc`, which makes an error of
-    everything that happens on the way.
+    SpeechBrain's YAML imports classes with `pydoc`, which turns anything that
+    is raised on the way into an error of its own.
     """
     while err is not None:
         if isinstance(err, KeyboardInterrupt):
@@ -123,7 +123,7 @@ def _debugging() -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep logs and warnings of libraries down, unless debugging."""
+    """Silence logs and warnings of libraries, unless debugging."""
     if _debugging():
         yield
         return

@@ -1,4 +1,4 @@
-"""Arguments of the command line; a typo is answered with the nearest name."""
+"""Arguments of the command line; errors suggest the nearest name."""
 
 import argparse
 import importlib
@@ -22,7 +22,7 @@ class UsageError(StableQuantError):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of leaving the process, and never guesses a prefix."""
+    """Raises instead of exiting, and accepts no abbreviated options."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
@@ -48,8 +48,8 @@ def _build():
     """Return the parser, and the parsers of its commands by name."""
     parser = _Parser(
         prog="stablequant",
-        description="Quantized SpeechBrain models: look, compare, apply, "
-        "publish, run.",
+        description="Inspect, compare, apply, publish and run quantized "
+        "SpeechBrain models.",
         epilog=EPILOG,
     )
     version = f"%(prog)s {speechbrain_stablequant.__version__}"
@@ -67,7 +67,7 @@ def _build():
             epilog=_epilog(module.EXAMPLES),
         )
         module.add_arguments(child)
-        # Else its default would undo one in front of the command
+        # Otherwise its default would undo a --json before the command
         _add_json(child, default=argparse.SUPPRESS)
         child.set_defaults(module=module)
     return parser, found
@@ -83,7 +83,7 @@ def _add_json(parser: argparse.ArgumentParser, default) -> None:
 
 
 def _epilog(examples: str) -> str:
-    """Return examples below their title, indented."""
+    """Return the examples, indented below a title."""
     rows = examples.strip().splitlines()
     return "\n".join(["examples:", *(f"  {row}" for row in rows)])
 
@@ -114,7 +114,7 @@ def parse(argv: Sequence[str]) -> Optional[argparse.Namespace]:
 
 
 def _check_command(argv: Sequence[str], children) -> None:
-    """Refuse an unknown command, pointing to the nearest."""
+    """Refuse an unknown command, suggesting the nearest."""
     for word in argv:
         if word.startswith("-"):
             continue
@@ -126,7 +126,7 @@ def _check_command(argv: Sequence[str], children) -> None:
 
 
 def _refuse(rest: Sequence[str], child) -> None:
-    """Refuse what was left over, pointing to the nearest option."""
+    """Refuse unknown arguments, suggesting the nearest option."""
     unknown = next((w for w in rest if w.startswith("-")), None)
     if unknown is None:
         raise UsageError(
@@ -139,6 +139,7 @@ def _refuse(rest: Sequence[str], child) -> None:
     )
 
 
+# A module for each: NAME, HELP, EXAMPLES, add_arguments, run and lines
 COMMANDS = (
     "publish",
     "load_test",

@@ -1,4 +1,4 @@
-"""Write a safetensors file: the same bytes each time, all of them or none."""
+"""Write files and folders completely or not at all."""
 
 import contextlib
 import os
@@ -14,7 +14,10 @@ __all__ = ["check_output", "filled", "write_atomically"]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under another name and move it into place at the end."""
+    """Write a file under another name and move it into place at the end.
+
+    A process that is killed on the way leaves the old file as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}."
@@ -34,28 +37,28 @@ def write_atomically(path: Path, data: bytes) -> None:
 def check_output(
     output: Union[str, Path], overwrite: Optional[bool] = None
 ) -> Path:
-    """Refuse an output that would lose something, before the long part.
+    """Refuse an output folder that has files in it, before anything takes long.
 
     Arguments
     ---------
     output : str or Path
         The folder to write.
     overwrite : bool, optional
-        Whether the user said that what is there may go; None where a command
-        has no such option.
+        Whether the user allows to replace files; None where a command has no
+        such option.
 
     Raises
     ------
     OutputError
-        If it is a file, or a folder with something in it.
+        If it is a file, or a folder that is not empty.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; --output names a folder.")
+        raise OutputError(f"{output} is a file: give a folder to --output.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         way = "remove it" if overwrite is None else "give --overwrite"
         raise OutputError(
-            f"{output} is there and not empty: name another --output, or {way}."
+            f"{output} is not empty: choose another --output, or {way}."
         )
     return output
 
@@ -64,11 +67,10 @@ def check_output(
 def filled(
     output: Path, overwrite: Optional[bool] = None, old: Iterable[str] = ()
 ) -> Iterator[Path]:
-    """Give a new folder to fill, which becomes the output at the end.
+    """Give a temporary folder to fill, which becomes the output at the end.
 
-    When the block fails there is no half-filled output, and what was there
-    before is as it was. Of an older output only files of the same names are
-    replaced, and ``old`` ones removed.
+    If the block fails, the output is as it was before. In an existing output,
+    files of the same names are replaced and ``old`` ones removed; others stay.
 
     Arguments
     ---------
@@ -77,14 +79,14 @@ def filled(
     overwrite : bool, optional
         Whether to replace files in it.
     old : iterable of str
-        Names of files that an older output of ours had.
+        Names of files that an earlier run of the command wrote.
     """
     check_output(output, overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
     work = tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent)
     try:
         yield Path(work)
-        # mkdtemp is private to the user; an output is like any other folder
+        # Not renamed: mkdtemp makes a folder that others cannot read.
         output.mkdir(exist_ok=True)
         made = sorted(Path(work).iterdir())
         for path in made:

@@ -1,12 +1,12 @@
 """The colours of pictures.
 
-A page replaces them by variables of its style sheet (``--plot-blue``), so that
-pictures follow its light and dark theme.
+The page replaces them with variables of its style sheet (``--plot-blue``), so
+that pictures follow its light and dark theme.
 """
 
 __all__ = ["COLORS"]
 
-# By Okabe and Ito: told apart with any kind of colour vision.
+# By Okabe and Ito: distinguishable with any kind of colour vision.
 COLORS = {
     "blue": "#0072b2",
     "red": "#d55e00",
@@ -18,9 +18,9 @@ COLORS = {
     "grey": "#9a9a9a",
     "light": "#e6e6e6",
     "paper": "#ffffff",
-    "frame": "#1f6feb",  # seen on yellow, on red and on a dark page
+    "frame": "#1f6feb",  # visible on yellow, on red and on a dark page
     "on_accent": "#fefefd",  # on blue or grey
-    # On a patch of colour, where the theme of the page is not to change it
+    # On a patch of colour, where the theme of the page must not change it
     "on_light": "#222222",
     "on_dark": "#fefefe",
 }

@@ -1,4 +1,4 @@
-"""What differs between quantized models: layers, sizes, metrics, speed."""
+"""Differences between quantized models: layers, sizes, metrics and speed."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from speechbrain_stablequant.report.sources import Source
 
 __all__ = ["compare"]
 
-# Those whose items are sums; of others, items alone do not give the metric
+# Of other metrics, such as EER, the items in a report are not enough.
 _METRICS = {"Metric": Metric, "PerplexityMetric": PerplexityMetric}
 _LAYER_FIELDS = ("weights", "rounding")
 _INPUT_FIELDS = ("scheme", "percentile", "range")
@@ -72,7 +72,7 @@ def _unrelated(sources) -> list[str]:
     first = set(known[0].layers)
     return [
         f"{source.name} has no layer in common with {known[0].name}: another "
-        "model, or checkpoints named after files and not after modules"
+        "model, or checkpoints whose layers are named after files"
         for source in known[1:]
         if not first & set(source.layers)
     ]
@@ -82,18 +82,18 @@ def _unrelated(sources) -> list[str]:
 
 
 def layer_differences(sources: Sequence[Source]) -> list[dict]:
-    """Return each layer that is not the same in all sources.
+    """Return the layers that are not quantized alike in all sources.
 
     Arguments
     ---------
     sources : list of Source
-        With layers; those without are left out of the question.
+        Those whose layers are not known do not count.
 
     Returns
     -------
     list of dict
-        ``name`` and, by what differs, a value for each source (None: the
-        layer is in float there, or nothing is known of it).
+        ``name`` and ``differs``: by property, its value in each source (None:
+        the layer is in float there, or not known).
     """
     plans = [source.layers for source in sources]
     names = dict.fromkeys(n for plan in plans if plan for n in plan)
@@ -113,7 +113,7 @@ def layer_differences(sources: Sequence[Source]) -> list[dict]:
 
 
 def _facts(name: str, plan) -> dict:
-    """Return what can differ of a layer, by what it is."""
+    """Return the properties of a layer that can differ."""
     if plan is None or name not in plan:
         return {}
     row = describe_layer(name, plan[name])
@@ -142,7 +142,7 @@ def _items_of(source: Source) -> dict[str, dict]:
 def metric_differences(
     sources: Sequence[Source],
 ) -> tuple[list[dict], list[str]]:
-    """Pair test sets by name, and metrics in them.
+    """Pair test sets and their metrics by name.
 
     Returns
     -------
@@ -186,7 +186,7 @@ def _tests(source: Source) -> dict[str, dict]:
 
 
 def _difference(name: str, values, items) -> tuple[Optional[dict], str]:
-    """Return the difference of two systems, with its interval if possible."""
+    """Return the difference of two models, with its interval if possible."""
     if any(v is None or v.get("quantized") is None for v in values):
         return None, ""
     plain = {
@@ -216,7 +216,7 @@ def _difference(name: str, values, items) -> tuple[Optional[dict], str]:
 
 
 def _kept(items: Optional[dict]) -> bool:
-    """Whether there are items that give the value of a metric."""
+    """Whether there are items from which the metric can be computed."""
     return bool(
         items
         and not items.get("pairs")  # a metric over pairs keeps no items
@@ -233,7 +233,7 @@ def _kind(items: dict) -> str:
 
 
 def _hardware(source: Source) -> Optional[dict]:
-    """Return what speed depends on, where the report says it."""
+    """Return the hardware that speed depends on, where the report has it."""
     environment = (source.report or {}).get("environment") or {}
     known = {k: environment.get(k) for k in ("processor", "threads")}
     return None if None in known.values() else known
@@ -242,7 +242,7 @@ def _hardware(source: Source) -> Optional[dict]:
 def speed_differences(
     sources: Sequence[Source],
 ) -> tuple[list[dict], list[str]]:
-    """Return speeds by test set, unless hardware differs.
+    """Return speeds by test set, unless the hardware differs.
 
     Returns
     -------

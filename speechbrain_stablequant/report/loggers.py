@@ -1,4 +1,4 @@
-"""Results in the train logger of a recipe, as a user of that logger expects."""
+"""Pass the results to the train logger of a recipe."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,13 +51,13 @@ def logged_values(report: dict) -> dict[str, float]:
 def log_results(
     train_logger, report: dict, table: str, pictures: Mapping[str, Path]
 ) -> None:
-    """Give the results of the last test pass to the recipe's logger.
+    """Pass the results of the last test pass to the recipe's logger.
 
     ``TensorboardLogger``: values, the table as text and pictures.
     ``WandBLogger``: values and pictures. ``FileTrainLogger``: nothing, its
     file has the table. Any other ``TrainLogger``: values through its
-    ``log_stats``. What a logger refuses is a warning; results are on disk
-    already.
+    ``log_stats``. An error of a logger becomes a warning: the results are on
+    disk already.
 
     Arguments
     ---------
@@ -72,7 +72,7 @@ def log_results(
     """
     if train_logger is None:
         return
-    # Importing it warns of a missing torchvision: only where it is in use.
+    # Not at the top: importing it warns of a missing torchvision.
     from speechbrain.utils import train_logger as known
 
     if not isinstance(train_logger, known.TrainLogger) or isinstance(
@@ -89,7 +89,7 @@ def log_results(
             train_logger.log_stats({}, test_stats=values)
     except Exception as err:
         logger.warning(
-            "The results could not be given to the recipe's %s (%s: %s); they "
+            "The results could not be passed to the recipe's %s (%s: %s); they "
             "are in report.json.",
             type(train_logger).__name__,
             type(err).__name__,

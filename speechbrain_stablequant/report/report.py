@@ -1,4 +1,4 @@
-"""Collect results of test passes and write them down."""
+"""Collect the results of test passes; write them as table, JSON and page."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ Metrics = dict[str, tuple[Metric, list[Item]]]
 
 @dataclass
 class TestResult:
-    """One test set, scored before and after.
+    """One test set, scored in float and quantized.
 
     Arguments
     ---------
@@ -53,18 +53,18 @@ class TestResult:
     float_loss, loss : float, optional
         Average loss of the float and of the quantized pass.
     float_seconds, seconds : float, optional
-        Duration of the passes. Without a runtime the quantized one says
-        nothing about the speed of integer kernels.
+        Duration of the passes. Without a runtime, the quantized pass runs no
+        integer kernels: its duration says nothing about speed.
     float_measure, measure : PassMeasure, optional
         Speed and memory of the passes; of the quantized one only when it ran
         on a runtime.
     runtime : RuntimeReport, optional
-        What the runtime made of the quantized model.
+        How the runtime executed the quantized model.
     float_metrics, metrics : dict
         Metric and items by metric name.
     """
 
-    __test__ = False  # not a test, whatever pytest makes of the name
+    __test__ = False  # pytest takes the name for a test's
 
     name: str
     float_loss: Optional[float] = None
@@ -78,7 +78,7 @@ class TestResult:
     runtime: Optional[RuntimeReport] = None
 
     def measure_quantized(self, measure: PassMeasure, acceleration) -> None:
-        """Keep the measure of a pass on a runtime, less what compiling took."""
+        """Keep the measure of a pass on a runtime, without the time to compile."""
         if acceleration is not None:
             self.runtime = acceleration.report()
             measure.seconds -= self.runtime.seconds
@@ -119,7 +119,7 @@ def _ends(metric: Metric, items, seed: int) -> list[Optional[float]]:
 
 
 def _change(before, after, metric: Metric, seed: int) -> dict:
-    """Return the change with its interval; without, if items do not pair."""
+    """Return the change, with an interval if the items can be paired."""
     try:
         return metric.compare(before, after, seed=seed).to_dict()
     except StableQuantError:
@@ -133,7 +133,7 @@ class Report:
     Arguments
     ---------
     label : str
-        A few words for the plan.
+        A short name for the plan, such as ``W8A8 stablequant``.
     planned : Planned
         The plan with its coverage and search report.
 
@@ -252,8 +252,8 @@ class Report:
     def publish(self, folder: Path, train_logger=None, plots: bool = True):
         """Write, announce and draw the results, in this order.
 
-        Whatever goes wrong with pictures or with a logger is a warning: the
-        results are there by then.
+        An error in pictures or in a logger becomes a warning: by then the
+        results are on disk.
 
         Arguments
         ---------

@@ -38,7 +38,7 @@ _PICKLE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 @dataclass
 class Source:
-    """A thing that says how a model is quantized.
+    """What is known of how a model is quantized.
 
     Arguments
     ---------
@@ -50,9 +50,9 @@ class Source:
     path : Path
         The folder or file.
     method : str
-        What made the plan.
+        The method that made the plan.
     layers : dict, optional
-        `LayerPlan` by name; None where nothing is known of layers.
+        `LayerPlan` by name; None where layers are not known.
     report : dict, optional
         The report of the test passes.
     files : list of dict
@@ -61,13 +61,13 @@ class Source:
     sizes : dict
         Bytes of a layer's weights by its name, as stored.
     settings : dict
-        What the plan remembers of how it was made.
+        The settings that the plan was made with.
     about : dict
-        More to show, by what it is.
+        More facts to show, by name.
     coverage : dict, optional
         ``fraction`` of the weight bytes that is quantized, and ``parameters``.
     experiment : Experiment, optional
-        The folder that it is, for kind ``experiment``.
+        The folder, for kind ``experiment``.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Source:
 
 
 def read_source(name: str) -> Source:
-    """Find out what something is, and read it.
+    """Recognize a source and read it.
 
     Arguments
     ---------
@@ -95,7 +95,7 @@ def read_source(name: str) -> Source:
     Raises
     ------
     StableQuantError
-        If it is not there, damaged, or nothing of ours.
+        If it is missing, damaged, or not of this package.
     """
     path = fetch(name)
     if path.is_dir():
@@ -108,14 +108,14 @@ def read_source(name: str) -> Source:
 
 
 def fetch(name: str) -> Path:
-    """Return a local path: as it is, or fetched from the hub.
+    """Return a local path, after a download if it names a Hub repository.
 
-    Only what describes and holds the quantized model is fetched.
+    Only the quantized model and its description are fetched.
 
     Raises
     ------
     SourceError
-        If there is no such thing, here or there.
+        If there is neither such a path nor such a repository.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -129,8 +129,8 @@ def fetch(name: str) -> Path:
     except Exception as err:  # of the hub, of its checks, of the network
         reason = str(err).strip().splitlines()[0] if str(err).strip() else err
         raise SourceError(
-            f"{name} is no file or folder here, and cannot be fetched from "
-            f"the hub ({type(err).__name__}: {reason})."
+            f"{name} is not a file or folder here, and cannot be fetched from "
+            f"the Hub ({type(err).__name__}: {reason})."
         ) from err
 
 
@@ -141,10 +141,13 @@ def _folder(name: str, path: Path) -> Source:
     if is_published(path):
         return _published(name, path)
     if (path / "CKPT.yaml").is_file():
-        return _float(name, path, "checkpoint folder")
-    saved = sorted(file.parent for file in path.glob("CKPT*/CKPT.yaml"))
-    if saved:
-        return _float_folders(name, path, saved)
+        files = sorted(path.glob("*.ckpt"))
+        return _float(name, path, "a float checkpoint folder", files)
+    count = len(list(path.glob("CKPT*/CKPT.yaml")))
+    if count:
+        files = sorted(path.glob("CKPT*/*.ckpt"))
+        what = f"{count} float checkpoint folders"
+        return _float(name, path, what, files)
     return _experiment(name, path)
 
 
@@ -155,7 +158,7 @@ def _experiment(name: str, path: Path) -> Source:
     report = _or_none(lambda: experiment.report, folder / "report.json")
     stored = _stored(name, path, experiment)
     if report is None and stored is not None:
-        source = stored  # what `stablequant apply` has left
+        source = stored  # made by `stablequant apply`
         _name_layers(source, plan)
         table = folder / "coverage.json"
         source.coverage = _or_none(lambda: read_coverage(table), table)
@@ -169,7 +172,7 @@ def _experiment(name: str, path: Path) -> Source:
 
 
 def _stored(name: str, path: Path, experiment) -> Optional[Source]:
-    """Return what the quantized files say, whose hashes are checked."""
+    """Read the quantized files, if any; their hashes are verified."""
     folder = experiment.ptq / "checkpoint"
     if not folder.is_dir() or not any(map(is_quantized, folder.iterdir())):
         return None
@@ -177,7 +180,7 @@ def _stored(name: str, path: Path, experiment) -> Optional[Source]:
 
 
 def _or_none(read, path: Path):
-    """Return what is read, or None where there is no such file."""
+    """Read a file, or return None where there is none."""
     return read() if path.is_file() else None
 
 
@@ -195,11 +198,12 @@ def _published(name: str, path: Path) -> Source:
 
 
 def _name_layers(source: Source, plan: Optional[QuantizationPlan]) -> None:
-    """Name layers as the whole model does, and not after their files.
+    """Rename layers from names within their files to names in the model.
 
-    A layer is found in the plan of the model by how it is quantized, since
-    files have names of loadables, which need not be names of modules. If one
-    is not there the plan is not of these files, and all names stay.
+    Files are named after loadables, which need not be names of modules. So a
+    layer is found in the plan of the model by how it is quantized; of several
+    candidates the one whose name ends alike is taken. If a layer is not found,
+    the plan belongs to other files, and all names stay.
     """
     if plan is None:
         return
@@ -219,7 +223,7 @@ def _name_layers(source: Source, plan: Optional[QuantizationPlan]) -> None:
 
 
 def _shared_end(first: str, second: str) -> int:
-    """Return how many parts of two names are the same, from the last on."""
+    """Return how many parts two names have in common at their end."""
     pairs = zip(first.split(".")[::-1], second.split(".")[::-1])
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -231,7 +235,7 @@ def _add_plan(source: Source, plan: Optional[QuantizationPlan]) -> None:
 
 
 def _add_report(source: Source) -> None:
-    """Take sizes from a report."""
+    """Take files, coverage and sizes of layers from a report."""
     if source.report is None:
         return
     source.files = source.report["files"]
@@ -252,7 +256,7 @@ def _add_coverage(source: Source) -> None:
 
 
 def _add_float_sizes(source: Source) -> None:
-    """Take from a report what files had in float, for those of its size."""
+    """Add float sizes from a report to files that have its quantized sizes."""
     known = {file["name"]: file for file in source.report["files"]}
     for file in source.files:
         row = known.get(file["name"])
@@ -288,7 +292,7 @@ def _file(name: str, path: Path) -> Source:
     with open(path, "rb") as file:
         start = file.read(8)
     if start.startswith(_PICKLE):
-        return _float(name, path, "checkpoint")
+        return _float(name, path, "a float checkpoint", [path])
     if not is_safetensors(path):
         raise SourceError(
             f"{path} is not a quantized checkpoint, domain, plan or report, "
@@ -305,26 +309,19 @@ def _file(name: str, path: Path) -> Source:
     return source
 
 
-def _float(name: str, path: Path, what: str) -> Source:
-    """Recognise a checkpoint of SpeechBrain; nothing in it is executed."""
-    files = sorted(path.glob("*.ckpt")) if path.is_dir() else [path]
-    rows = [{"name": f.stem, "num_bytes": f.stat().st_size} for f in files]
-    about = {"what": f"a float {what} of SpeechBrain, not quantized"}
-    return Source(name, "float checkpoint", path, files=rows, about=about)
-
-
-def _float_folders(name: str, path: Path, folders: list[Path]) -> Source:
-    """Recognise a folder of SpeechBrain's checkpoint folders."""
-    source = _float(name, path, "checkpoint folder")
-    source.about["what"] = (
-        f"{len(folders)} float checkpoint folders of SpeechBrain, not quantized"
-    )
-    source.files = [
-        {**row, "name": f"{folder.name}/{row['name']}"}
-        for folder in folders
-        for row in _float(name, folder, "checkpoint folder").files
+def _float(name: str, path: Path, what: str, files: list[Path]) -> Source:
+    """Describe float checkpoints of SpeechBrain; no pickle is loaded."""
+    rows = [
+        {
+            "name": str(file.relative_to(path).with_suffix(""))
+            if path.is_dir()
+            else file.stem,
+            "num_bytes": file.stat().st_size,
+        }
+        for file in files
     ]
-    return source
+    about = {"what": f"{what} of SpeechBrain, not quantized"}
+    return Source(name, "float checkpoint", path, files=rows, about=about)
 
 
 def _domain(name: str, path: Path) -> Source:
@@ -352,7 +349,7 @@ def _describe_domain(source: Source) -> None:
 
 
 def _of_checkpoints(name: str, path: Path, files: dict[str, Path]) -> Source:
-    """Return what quantized files say: plans, sizes and extra data."""
+    """Read quantized files: plans, sizes and extra data."""
     from speechbrain_stablequant.artifacts.checkpoint_reader import (
         check_hash,
         read_header,

@@ -1,4 +1,4 @@
-"""What a page says, drawn from the plain data of a report."""
+"""The statements and tables of the page, from the data of a report."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -59,12 +59,12 @@ def _result_row(test: str, metric: str, row: dict) -> dict:
 
 
 def _was_scored(row: dict, side: str) -> bool:
-    """Whether a pass has scored a metric; what it got may be no number."""
+    """Whether a pass scored a metric, if perhaps as nan."""
     if row[side] is not None:
         return True
     if side == "float":
         return "change" in row
-    # The quantized pass fills the rows: all but that of the loss.
+    # Rows exist for what the quantized pass scored; only the loss may be None.
     return "items" in row or row["float"] is not None
 
 
@@ -78,7 +78,7 @@ def _value(row: dict, side: str, digits: int) -> str:
 
 
 def _note(row: dict) -> str:
-    """Say what stands in place of a change that is not known."""
+    """Return what is shown where the change is not known."""
     if not _was_scored(row, "float"):
         return "float was not scored"
     if row["float"] is None:
@@ -93,7 +93,7 @@ def _direction(row: dict) -> Optional[bool]:
 def judgement(row: dict) -> str:
     """Return whether a change is more than chance: better, worse, same.
 
-    Empty where it is not known, or where nobody knows what better means.
+    Empty where the change is not known, or which direction is better.
 
     Example
     -------
@@ -125,10 +125,10 @@ def _range(ends, digits: int, signed: bool = False) -> str:
 
 
 def main_results(report: dict) -> list[dict]:
-    """Return the row of the metric that matters, for each test set.
+    """Return the row of the main metric, for each test set.
 
-    That is the one the search went by; else WER, another error rate, what is
-    no loss, as a search would choose.
+    That is the one that the search used, or would use: WER first, then other
+    error rates, then anything but the loss.
     """
     found = {}
     for row in result_rows(report):
@@ -137,7 +137,7 @@ def main_results(report: dict) -> list[dict]:
 
 
 def _metric_names(report: dict, test: dict) -> list[str]:
-    """Return the metrics of a test, those that matter most first."""
+    """Return the metrics of a test, the main one first."""
     searched = (report["search"].get("joint") or {}).get("metric")
 
     def order(name: str) -> tuple:
@@ -154,7 +154,7 @@ def _metric_names(report: dict, test: dict) -> list[str]:
 
 
 def verdict(report: dict) -> str:
-    """Say in one line, in numbers, what quantization did."""
+    """Sum up in one line, in numbers, what quantization did."""
     parts = [_score_sentence(row) for row in main_results(report)[:2]]
     files = report["files"]
     if files:
@@ -186,8 +186,8 @@ def _score_sentence(row: dict) -> str:
 def size_parts(report: dict) -> dict[str, dict[str, int]]:
     """Return bytes by part, in float and quantized.
 
-    All bytes of the files; or of the tensors only, where those of some
-    modules are in no file.
+    They add up to the files; or to the tensors only, where some modules are
+    saved in no file.
     """
     before = {"weights in float": 0, "biases, norms, gains": 0}
     after = {"integers": 0, "scales": 0, **before}
@@ -219,7 +219,7 @@ def size_parts(report: dict) -> dict[str, dict[str, int]]:
 def speed_table(report: dict) -> tuple[str, list[tuple]]:
     """Return what speed is measured in, and both values by test set.
 
-    Tests that are measured in something else than the first are left out.
+    Tests with another measure than the first are left out.
     """
     rows, unit = [], ""
     for test in report["tests"]:
@@ -231,7 +231,7 @@ def speed_table(report: dict) -> tuple[str, list[tuple]]:
 
 
 def directions(report: dict) -> str:
-    """Say which metrics are better when lower, and which nobody knows of."""
+    """Say which metrics are better when lower, and where that is not known."""
     rows = result_rows(report)
     names = {True: [], False: []}
     for row in rows:
@@ -248,7 +248,7 @@ def directions(report: dict) -> str:
 
 
 def needs_checkpoint(report: dict) -> bool:
-    """Whether integers were trained or fitted: the plan cannot repeat them."""
+    """Whether the integers were trained or fitted: no plan reproduces them."""
     plan = report.get("plan") or {}
     return plan.get("method") == "quantization_aware" or any(
         row.get("rounding") not in (None, "", "nearest")
@@ -257,7 +257,7 @@ def needs_checkpoint(report: dict) -> bool:
 
 
 def clipping_rows(report: dict) -> list[dict]:
-    """Return the ranges of all inputs, those clipped most first."""
+    """Return the ranges of all inputs, the most clipped first."""
     rows = report["clipping"]
     return sorted(rows, key=lambda r: (-r["clipped"], r["percentile"]))
 
@@ -288,7 +288,7 @@ def _is_same(first: dict, second: dict) -> bool:
 
 
 def coverage_rows(report: dict) -> list[dict]:
-    """Return all parameters: what is not quantized first, large ones first."""
+    """Return all parameters: those not quantized first, then by size."""
     return sorted(
         report["coverage"]["parameters"],
         key=lambda row: (

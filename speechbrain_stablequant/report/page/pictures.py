@@ -20,7 +20,7 @@ __all__ = ["Picture", "draw_pictures"]
 logger = get_logger(__name__)
 
 _MOST_INPUTS = 30  # of the overview of histograms
-_GROUP = 10  # histograms that one fold of the page has, at least
+_GROUP = 10  # histograms of a foldable section, at least
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Picture:
     figure : matplotlib.figure.Figure
         The figure; as a file only if ``is_file``.
     is_file : bool
-        Whether it is written into ``plots`` too.
+        Whether it is saved in ``plots`` too.
     """
 
     name: str
@@ -147,7 +147,7 @@ def _unit(report: dict, search: dict) -> str:
 
 
 def _histogram_drawings(rows: list[dict]) -> Iterator[Drawing]:
-    """Yield an overview of those cut most, then all in order of the model."""
+    """Yield an overview of the most clipped, then all, in groups of units."""
     most = sorted(rows, key=lambda r: (-r["clipped"], r["percentile"]))
     shown = most[:_MOST_INPUTS]
     title = f"Inputs of layers; {len(shown)} of {len(rows)}, clipped most first"
@@ -168,7 +168,7 @@ def _histogram_drawings(rows: list[dict]) -> Iterator[Drawing]:
 
 
 def _groups(rows: list[dict]) -> list[list[dict]]:
-    """Split rows between units, none of the parts very small."""
+    """Split rows at search units into groups of at least ten."""
     groups: list[list[dict]] = []
     for row in rows:
         last = groups[-1] if groups else None

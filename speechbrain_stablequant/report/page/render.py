@@ -62,7 +62,7 @@ _HOLES = (
 def write_page(folder: Union[str, Path], published: bool = False) -> Path:
     """Make ``report.html`` and the pictures of ``plots`` again.
 
-    Without ``histograms.json`` the page is made without these pictures.
+    Without ``histograms.json`` the page has no histograms.
 
     Arguments
     ---------
@@ -88,7 +88,7 @@ def write_page(folder: Union[str, Path], published: bool = False) -> Path:
 def make_page(
     folder: Union[str, Path], published: bool = False
 ) -> tuple[Path, dict[str, Path]]:
-    """Do what `write_page` does; return the PNG of each picture as well."""
+    """Do the same as `write_page`; also return the PNG of each picture."""
     from speechbrain_stablequant.report.page.pictures import draw_pictures
     from speechbrain_stablequant.report.plots import save_figure
 
@@ -187,7 +187,7 @@ def fill_page(report: dict, pictures: Sequence, published: bool = False) -> str:
 
 
 def _facts(report: dict) -> dict:
-    """Return the rest of what the template names."""
+    """Return the other variables of the template."""
     search, files = report["search"], report["files"]
     plan = report.get("plan") or {"method": "", "settings": {}}
     weights, cost = report.get("weights"), search.get("cost")
@@ -218,7 +218,7 @@ def _facts(report: dict) -> dict:
 
 
 def _int8(runtime) -> list[dict]:
-    """Return the layers that the plan quantizes but did not run in int8."""
+    """Return the layers planned for int8 that did not run in int8."""
     return [
         row
         for row in (runtime or {}).get("layers", ())

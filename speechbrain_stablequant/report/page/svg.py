@@ -1,4 +1,4 @@
-"""A figure as a part of a page: themed, scalable, named once."""
+"""SVG documents as elements of the page: themed, scalable, with unique ids."""
 
 import re
 
@@ -29,22 +29,22 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     svg : str
         As `svg_text` returns it; what stands in it is escaped.
     name : str
-        Goes before each id, for a page has many pictures.
+        Prefix of each id: a page has many pictures.
     label : str
-        What is to be seen, for readers who do not see it; escaped already.
+        Alternative text, already escaped.
 
     Returns
     -------
     str
-        An ``<svg>`` that follows the colours and the font of the page, and
-        its width.
+        An ``<svg>`` that follows the colours, the font and the width of the
+        page.
     """
     svg = _METADATA.sub("", _HEAD.sub("", svg, count=1))
     width = _SIZE.search(svg)
     # Somewhat larger than on paper
     pixels = float(width.group(2)) * 1.7 if width else 900.0
     svg = _SIZE.sub(lambda m: m.group(1) or "", svg, count=2)
-    # Half of the bytes are digits of paths that no screen can show.
+    # Half of the bytes are decimals of paths, too fine for any screen.
     svg = _PATH.sub(lambda m: _DECIMALS.sub(r"\1", m.group()), svg)
     svg = _FONT.sub(r"\1 var(--font)", svg)
     svg = _COLORS.sub(lambda m: _VARIABLES[m.group()], svg)
@@ -57,7 +57,7 @@ def inline_svg(svg: str, name: str, label: str) -> str:
 
 
 def _named(svg: str, name: str) -> str:
-    """Keep the ids that something refers to, the name before each."""
+    """Prefix the ids that something refers to; drop the others."""
     used = {match.group(2) for match in _REFERENCE.finditer(svg)}
     svg = _REFERENCE.sub(rf"\g<1>{name}-\g<2>", svg)
     return _ID.sub(

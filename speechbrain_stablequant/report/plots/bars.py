@@ -1,4 +1,4 @@
-"""Bars: where the bytes of a checkpoint go, and the time of both passes."""
+"""Bars of float against quantized: bytes by part, and time by test set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Optional

@@ -1,4 +1,4 @@
-"""Histograms of activations with the range that was chosen."""
+"""Histograms of activations, with the ranges that were chosen."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ _HEIGHT = 0.86  # of a histogram, in rows
 
 @styled()
 def histograms_figure(rows: Sequence[dict], title: str = "") -> Figure:
-    """Draw one histogram below the other, each over its own largest value.
+    """Draw one histogram below the other, each scaled to its largest value.
 
     Counts are on a logarithmic scale, so that tails can be seen. What lies
     outside of the chosen range is red.
@@ -43,7 +43,7 @@ def histograms_figure(rows: Sequence[dict], title: str = "") -> Figure:
     figure = Figure(
         figsize=(7.2, 0.75 + 0.31 * max(len(rows), 2)), layout="constrained"
     )
-    # One axes for all: an axes for each would take seconds to lay out.
+    # One axes for all: laying out an axes for each would take seconds.
     axes = figure.add_subplot()
     bare(axes)
     axes.set_xlim(-1.02, 1.02)
@@ -94,7 +94,7 @@ def _edges(row: dict) -> np.ndarray:
 
 
 def _largest(row: dict) -> float:
-    """Return the value that stands at the end of the axis."""
+    """Return the value at the end of the axis."""
     edges = _edges(row)
     return float(max(abs(edges[0]), abs(edges[-1]), 1e-30))
 

@@ -1,4 +1,4 @@
-"""One look for all pictures, and files that do not change by themselves."""
+"""One look for all pictures, and reproducible files."""
 
 import contextlib
 import io
@@ -40,13 +40,13 @@ _STYLE = {
     "legend.fontsize": 8,
     "text.parse_math": False,  # names of layers and tests are no formulas
     "svg.fonttype": "none",  # text that can be searched and read aloud
-    "svg.hashsalt": "speechbrain_stablequant",  # else names are random
+    "svg.hashsalt": "speechbrain_stablequant",  # else ids are random
 }
 
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Draw in our look, whatever the user's own settings are."""
+    """Draw in this style, whatever the user's own settings are."""
     with matplotlib.style.context(["default", _STYLE]):
         yield
 
@@ -100,7 +100,7 @@ def svg_text(figure: Figure) -> str:
 
 
 def bare(axes) -> None:
-    """Take frame and ticks from axes whose rows have labels of their own."""
+    """Remove the frame and the ticks of axes with labelled rows."""
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -150,17 +150,17 @@ def power_label(value: float, _=None) -> str:
 
 
 def label_names(names: Sequence[str], most: int = 52) -> list[str]:
-    """Return names short enough to stand beside a picture.
+    """Shorten names to labels that fit beside a picture.
 
-    The parts that most names begin with are left out; a head of its own does
-    not make all of the encoder's names long.
+    The parts that most names begin with are left out, also when a few names,
+    such as those of the output layer, begin otherwise.
 
     Arguments
     ---------
     names : sequence of str
         Names of layers or units.
     most : int
-        Characters that a label may have; the middle of longer ones goes.
+        Characters of a label at most; longer ones lose their middle.
 
     Example
     -------

@@ -1,5 +1,7 @@
 """Files that run without PyTorch."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -9,19 +11,31 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_stablequant import quantize, save_quantized
+from speechbrain_stablequant.cli import export, main
+from speechbrain_stablequant.publishing import export as exporting
 from tests.integration.folders import strict_json
+from tests.integration.publishing import publish_asr
+
+
+@pytest.fixture(scope="module")
+def exports(block_run, tmp_path_factory):
+    """Export a recognizer once for each runtime: folder and JSON result."""
+    place = tmp_path_factory.mktemp("exports")
+    source = publish_asr(block_run[0], place / "published")
+    found = {}
+    for runtime in ("onnx", "openvino"):
+        command = ["export", str(source), "--to", runtime]
+        command += ["--output", str(place / runtime), "--json"]
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert main(command) == 0
+        found[runtime] = place / runtime, strict_json(out.getvalue())
+    return found
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_exported_recognizer_runs_alone(
-    published, stablequant, tmp_path, runtime
-):
-    output = tmp_path / "exported"
-    code, out, _ = stablequant(
-        "export", published, "--to", runtime, "--output", output, "--json"
-    )
-    data = strict_json(out)
-    assert code == 0
+def test_exported_recognizer_agrees(exports, runtime):
+    output, data = exports[runtime]
     assert json.loads((output / "export.json").read_text())["ok"] is True
     assert data["sample_rate"] == 16000
     assert sum(file["num_int8"] for file in data["files"]) == sum(
@@ -35,13 +49,10 @@ def test_exported_recognizer_runs_alone(
         assert all(c["snr"] is None or c["snr"] > 20 for c in file["checks"])
 
 
-def test_exported_code_runs(published, stablequant, tmp_path):
-    output = tmp_path / "exported"
-    code, out, _ = stablequant(
-        "export", published, "--to", "onnx", "--output", output
-    )
-    assert code == 0
-    lines = out.partition("to run it:\n")[2].splitlines()
+def test_exported_code_runs(exports):
+    output, data = exports["onnx"]
+    code = "\n".join(export.lines(data)).partition("to run it:\n")[2]
+    lines = code.splitlines()
     assert len(lines) == 5
     source = "\n".join(line.strip() for line in lines)
     arrays = "np.zeros((1, 16000), 'f4')", "np.ones(1, 'f4')"
@@ -58,71 +69,20 @@ def test_exported_code_runs(published, stablequant, tmp_path):
     assert done.stdout.startswith("[(1, ")
 
 
-def test_exported_speaker_model(speaker, stablequant, tmp_path):
-    code, out, _ = stablequant(
-        "export",
-        speaker[0],
-        "--to",
-        "onnx",
-        "--output",
-        tmp_path / "o",
-        "--json",
-    )
-    files = strict_json(out)["files"]
-    assert code == 0
-    assert [file["module"] for file in files] == ["embedding_model"]
-    assert files[0]["inputs"][0]["example_shape"][-1] == 24
-
-
-def test_failed_check_of_an_export(
-    published, stablequant, tmp_path, monkeypatch
+def test_speaker_model_whose_check_fails(
+    speaker, stablequant, tmp_path, monkeypatch
 ):
-    from speechbrain_stablequant.publishing import export as exporting
-
+    """All is written and shown; the exit code says that a check failed."""
     monkeypatch.setattr(exporting, "LOWEST_SNR", 500.0)
-    arguments = [
-        "export",
-        published,
-        "--to",
-        "onnx",
-        "--output",
-        tmp_path / "o",
-    ]
-    code, out, _ = stablequant(*arguments)
+    command = ["export", speaker[0], "--to", "onnx"]
+    code, out, _ = stablequant(*command, "--output", tmp_path / "o", "--json")
+    data = strict_json(out)
     assert code == 1
-    assert "CHECK FAILED" in out
-
-
-def test_export_does_not_overwrite(published, stablequant, tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "mine.txt").write_text("mine")
-    arguments = ["export", published, "--to", "openvino", "--output", output]
-    code, _, err = stablequant(*arguments)
-    assert code == 2
-    assert "not empty" in err
-    code, _, _ = stablequant(*arguments, "--overwrite")
-    assert code == 0
-    assert (output / "mine.txt").read_text() == "mine"
-    assert (output / "export.json").is_file()
-
-
-def test_export_in_another_format_leaves_nothing_stale(
-    published, stablequant, tmp_path
-):
-    output = tmp_path / "out"
-    arguments = ["export", published, "--output", output]
-    assert stablequant(*arguments, "--to", "openvino")[0] == 0
-    (output / "mine.bin").write_text("mine")
-    code, _, err = stablequant(*arguments, "--to", "onnx")
-    assert code == 2
-    assert "--overwrite" in err
-    assert any(output.glob("*.xml"))
-    assert stablequant(*arguments, "--to", "onnx", "--overwrite")[0] == 0
-    left = sorted(path.name for path in output.iterdir())
-    assert "mine.bin" in left
-    assert {name.rpartition(".")[2] for name in left} == {"bin", "json", "onnx"}
-    assert [name for name in left if name.endswith(".bin")] == ["mine.bin"]
+    assert "CHECK FAILED" in "\n".join(export.lines(data))
+    (file,) = data["files"]
+    assert file["module"] == "embedding_model"
+    assert file["inputs"][0]["example_shape"][-1] == 24
+    assert all(c["snr"] is None or c["snr"] > 20 for c in file["checks"])
 
 
 class Letters:
@@ -163,14 +123,26 @@ def publish_lm(folder):
     return folder
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_exported_language_model(stablequant, tmp_path, runtime):
+def test_language_model_in_one_format_and_then_the_other(stablequant, tmp_path):
+    """Nothing is replaced unasked, and nothing of the first export is left."""
     folder = publish_lm(tmp_path / "lm")
-    code, out, _ = stablequant(
-        "export", folder, "--to", runtime, "--output", tmp_path / "o", "--json"
-    )
-    assert code == 0
-    file = strict_json(out)["files"][0]
-    assert file["module"] == "lm"
-    assert file["inputs"][0]["dtype"] == "int64"
-    assert file["num_int8"] == file["num_planned_int8"] > 5
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.bin").write_text("mine")
+    command = ["export", folder, "--output", output, "--json", "--to"]
+    for runtime, ending in (("openvino", "xml"), ("onnx", "onnx")):
+        code, _, err = stablequant(*command, runtime)
+        assert code == 2
+        assert "not empty" in err
+        assert "--overwrite" in err
+        code, out, _ = stablequant(*command, runtime, "--overwrite")
+        assert code == 0
+        (file,) = strict_json(out)["files"]
+        assert file["module"] == "lm"
+        assert file["inputs"][0]["dtype"] == "int64"
+        assert file["num_int8"] == file["num_planned_int8"] > 5
+        assert any(output.glob(f"*.{ending}"))
+        assert (output / "mine.bin").read_text() == "mine"
+    left = {path.name for path in output.iterdir()}
+    assert {name.rpartition(".")[2] for name in left} == {"bin", "json", "onnx"}
+    assert {name for name in left if name.endswith(".bin")} == {"mine.bin"}

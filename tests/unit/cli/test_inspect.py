@@ -210,21 +210,24 @@ def test_wrong_files(stablequant, tmp_path, name, content, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tests": [{"name": "t", "metrics": {"WER": 3}}]}, ["metrics of 't'"]),
-        ({"tests": [3]}, ["'tests'"]),
-        ({"files": [{"name": "a"}]}, ["'files'"]),
-        ({"coverage": {"parameters": [{}]}}, ["'coverage'"]),
-        ({"label": None}, ["'label'"]),
-        ({"coverage": {"parameters": 3}}, ["'coverage'", "3"]),
-        ({"coverage": {"fraction": "all"}}, ["'fraction'", "'all'"]),
-        ({"tests": [test_of(quantized="6")]}, ["'quantized'", "'6'"]),
+        (
+            {"tests": [{"name": "t", "metrics": {"WER": 3}}]},
+            ["tests[0].metrics.WER", "3"],
+        ),
+        ({"tests": [3]}, ["tests[0]", "3"]),
+        ({"files": [{"name": "a"}]}, ["files[0]", "'num_bytes'"]),
+        ({"coverage": {"parameters": [{}]}}, ["parameters[0]", "'name'"]),
+        ({"label": None}, ["label", "None"]),
+        ({"coverage": {"parameters": 3}}, ["coverage.parameters", "3"]),
+        ({"coverage": {"fraction": "all"}}, ["fraction", "'all'"]),
+        ({"tests": [test_of(quantized="6")]}, ["quantized", "'6'"]),
         ({"tests": [{**test_of(), "float_speed": 3}]}, ["float_speed"]),
         (
             {"files": [{"name": "a", "num_bytes": 1, "float_num_bytes": 0}]},
-            ["'float_num_bytes'", "'a'"],
+            ["files[0].float_num_bytes", "0"],
         ),
-        ({"environment": "here"}, ["'environment'"]),
-        ({"unreached_layers": 2}, ["'unreached_layers'"]),
+        ({"environment": "here"}, ["environment", "'here'"]),
+        ({"unreached_layers": 2}, ["unreached_layers", "2"]),
     ],
 )
 def test_damaged_reports(stablequant, report_file, changes, words):
@@ -241,7 +244,7 @@ def test_missing_things(stablequant, tmp_path):
 def test_hub_name_that_cannot_be_fetched(stablequant, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = stablequant("inspect", "nobody/nothing")
-    result.check_mistake("nobody/nothing", "hub")
+    result.check_mistake("nobody/nothing", "Hub")
 
 
 def test_folder_without_checkpoints(stablequant, tmp_path, plan):
