@@ -1,11 +1,12 @@
-"""Models of our own: encoders without float weights, language models.
+"""Models: SpeechBrain's encoders without float weights, multi-domain LMs.
 
-The names here are those that YAML files use.
+The names here are those that YAML files use:
+``!new:speechbrain_stablequant.models.Wav2Vec2``.
 """
 
 from speechbrain_stablequant.core.lazy import lazy_names
 
-# Imported when first used: transformers takes seconds.
+# Imported when first used: importing transformers takes seconds.
 _HOMES = {
     "DomainConfig": "multi_domain",
     "HuBERT": "huggingface",

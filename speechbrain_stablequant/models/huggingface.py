@@ -1,14 +1,14 @@
 """SpeechBrain's self-supervised encoders, built from their configuration.
 
-SpeechBrain's own wrappers always fetch the pretrained float weights. Two uses
-do not want them: training an architecture from scratch, and loading a
-quantized checkpoint, whose weights replace them anyway. The classes here have
-the same arguments and the same ``forward``, build the architecture from a
-configuration and load no weights at all.
+SpeechBrain's own wrappers always fetch the pretrained float weights. They are
+not needed to train an architecture from scratch, nor to load a quantized
+checkpoint, whose weights replace them. The classes here take the same
+arguments, have the same ``forward``, build the architecture from a
+configuration and load no weights.
 
 Example
 -------
-In a YAML file, the configuration may stand where the name of the model would:
+In a YAML file, the configuration may take the place of the model's name:
 
 .. code-block:: yaml
 
@@ -30,8 +30,8 @@ try:
     from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 except ImportError as err:
     raise ImportError(
-        "speechbrain_stablequant.models.huggingface needs the package transformers: "
-        "pip install transformers"
+        "speechbrain_stablequant.models.huggingface needs the package "
+        "transformers: pip install transformers"
     ) from err
 
 from speechbrain_stablequant.errors import KnobError, nearest
@@ -46,10 +46,10 @@ FAMILIES = (
 
 
 class ConfigOnly:
-    """Mixin: the architecture comes from a configuration, weights from nowhere.
+    """Mixin: builds the architecture from a configuration, loads no weights.
 
-    It goes before a wrapper derived from SpeechBrain's
-    ``HFTransformersInterface`` and replaces the step that fetches weights.
+    A class lists it before a wrapper derived from SpeechBrain's
+    ``HFTransformersInterface``; it replaces the step that fetches weights.
 
     Arguments
     ---------
@@ -68,7 +68,7 @@ class ConfigOnly:
         if not isinstance(source, dict):
             super().__init__(source, save_path, **kwargs)
             return
-        # SpeechBrain reads the configuration from files, so it gets files
+        # SpeechBrain reads the configuration from files only.
         with tempfile.TemporaryDirectory() as folder:
             write_config(source, folder)
             super().__init__(folder, folder, **kwargs)
@@ -77,16 +77,16 @@ class ConfigOnly:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        """Builds the model with random weights, where SpeechBrain fetches."""
-        # As in from_pretrained, transformers picks the attention (SDPA where
-        # the architecture has it)
+        """Build the model with random weights where SpeechBrain would fetch."""
+        # Like from_pretrained, from_config lets transformers pick the attention
+        # (SDPA if the architecture has it).
         self.model = self.auto_class.from_config(self.config, **kwargs)
         if device is not None:
             self.model.to(device)
 
 
 def write_config(config, folder):
-    """Writes the two JSON files from which transformers builds a model.
+    """Write the two JSON files from which transformers builds a model.
 
     Arguments
     ---------
@@ -111,7 +111,7 @@ def write_config(config, folder):
             f"model_type is {model_type!r}; transformers must know it, for "
             f"example {', '.join(FAMILIES)}."
         )
-    # A misspelt key would be kept silently and the default used instead
+    # transformers keeps a misspelt key silently and uses the default.
     known = CONFIG_MAPPING[model_type]().to_dict()
     for key in config:
         if key not in known:

@@ -300,8 +300,8 @@ def make_backend(
         )
     if precision == "bf16" and not processor.has_bf16:
         raise KnobError(
-            "precision 'bf16': this processor has no bfloat16 hardware and would "
-            "be many times slower. Use 'f32' or 'auto'."
+            "precision 'bf16': this processor has no bfloat16 hardware and "
+            "would be many times slower. Use 'f32' or 'auto'."
         )
     if precision == "auto":
         tiles = processor.has_amx and "bf16" in backend.precisions

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Optional
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -151,7 +152,7 @@ class Backend:
         raise NotImplementedError
 
     def restore(self, blob: bytes, structure, example_shapes, layers):
-        """Return a `CompiledGraph` from what ``CompiledGraph.export`` returned."""
+        """Return a graph from what its ``export`` returned."""
         raise NotImplementedError
 
     def key(self, module: nn.Module, signature: Signature, versions) -> str:
@@ -269,6 +270,14 @@ def quantized_layers(
         for name, layer in module.named_modules()
         if isinstance(layer, QuantizedModule)
     ]
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return an array of a type that runtimes take: no half precision."""
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.to(torch.float32)
+    return tensor.contiguous().numpy()
 
 
 def conversion_failure(err: Exception, traced: Optional[object]) -> str:

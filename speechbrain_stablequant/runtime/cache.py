@@ -1,4 +1,10 @@
-"""Compiled models on disk, so that the second start is quick."""
+"""Compiled models on disk, so that the second start is quick.
+
+The key of an entry is a digest of everything that the result of a graph
+depends on (`module_digest`, `library_digest` and the settings of the backend).
+A missing ingredient would mean results of another model; an unneeded one only
+costs a compilation. When in doubt, something is included.
+"""
 
 import contextlib
 import dataclasses
@@ -19,8 +25,9 @@ __all__ = ["CompiledCache", "default_cache_folder", "module_digest"]
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _DEPTH = 4
-# Hooks are numbered through by the process; our own attributes come and go;
-# where a configuration was read from does not matter.
+# Attributes that do not decide what a module computes: hooks are numbered by
+# the process, our own attributes come and go with acceleration, and it does
+# not matter where a configuration was read from.
 _INTERNAL = {
     *vars(nn.Module()),
     *("forward", "quantize_input", "_weight_cache"),
@@ -67,12 +74,17 @@ class CompiledCache:
         return meta, blob
 
     def store(self, key: str, meta: dict, blob: bytes) -> None:
-        """Write a compiled model; a full disk is not worth a failure."""
+        """Write a compiled model.
+
+        Write errors are ignored: the cache is an optimisation.
+        """
         if self.folder is None:
             return
         meta = {**meta, "sha256": hashlib.sha256(blob).hexdigest()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # The description last: it holds the digest of the blob, so that
+            # readers never pair it with one that is older or still missing.
             _write(self._path(key, ".blob"), blob)
             _write(self._path(key, ".json"), _json(meta))
         except OSError:
@@ -101,7 +113,7 @@ def _json(meta: dict) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file atomically: other processes never see half of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -113,7 +125,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def module_digest(module: nn.Module) -> str:
-    """Return a digest of all that the function of a module depends on.
+    """Return a digest of all that the results of a module depend on.
 
     That is the source of its classes, their plain attributes (a transformers
     configuration included) and every parameter and buffer.
@@ -151,7 +163,11 @@ def module_digest(module: nn.Module) -> str:
 
 @functools.cache
 def library_digest() -> str:
-    """Return a digest of the libraries that a graph is made with."""
+    """Return a digest of the libraries that a graph is made with.
+
+    This package's own source is part of it: a fix in a lowering must not find
+    graphs of before.
+    """
     digest = hashlib.sha256()
     for name in ("torch", "speechbrain", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -182,7 +198,11 @@ def _source(cls: type) -> str:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Return what of an attribute can be compared between two processes."""
+    """Describe an attribute so that two processes can compare it.
+
+    Values of unknown kinds are described by their type alone: their ``repr``
+    may contain an address, which would change the key at each start.
+    """
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, torch.Tensor):
@@ -215,7 +235,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _function(value: Any, depth: int) -> str:
-    """Describe a function that a module calls."""
+    """Describe a function by its name, bytecode, closure and defaults.
+
+    Not by its source: lambdas and functions of notebooks may have none.
+    """
     text = f"{value.__module__}.{value.__qualname__}"
     code = getattr(value, "__code__", None)
     if code is None:

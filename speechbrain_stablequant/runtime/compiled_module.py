@@ -39,7 +39,8 @@ MAX_VARIANTS = 16
 TOLERANCE, FLOAT_TOLERANCE = 0.3, 0.03
 
 # Tracing patches functions and layers that all threads share, so that only one
-# thread may compile at a time. Reentrant: a failed module compiles those inside.
+# thread may compile at a time. Reentrant: a failed module compiles those
+# inside.
 _COMPILING = threading.RLock()
 
 
@@ -71,7 +72,7 @@ class CompiledModule:
         self._state = ModuleState()
         self._ready = True
 
-    # -- in place of forward -------------------------------------------------------
+    # -- in place of forward --------------------------------------------------
 
     def __call__(self, *args, **kwargs):
         """Run the compiled model if there can be one, else the module."""
@@ -87,7 +88,8 @@ class CompiledModule:
                     full = [_in_float32(tensor) for tensor in tensors]
                     args, kwargs = signature.arguments(full)
                     return self(*args, **kwargs)
-            # A graph has no gradients, and OpenVINO may crash on empty tensors.
+            # Graphs compute no gradients, and runtimes are unreliable on empty
+            # tensors.
             if any(
                 t.requires_grad and torch.is_grad_enabled() for t in tensors
             ) or not all(t.numel() for t in tensors):
@@ -133,7 +135,7 @@ class CompiledModule:
             "decelerate(model) first. state_dict() works as always."
         )
 
-    # -- variants --------------------------------------------------------------------
+    # -- variants -------------------------------------------------------------
 
     def _variant(self, signature: Signature, tensors) -> Optional["_Variant"]:
         """Return the graph for a call.

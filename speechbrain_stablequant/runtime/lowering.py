@@ -1,14 +1,15 @@
-"""How quantized layers present themselves to a tracer.
+"""Lowering: what a tracer sees of quantized layers.
 
-The integers and scales stay those of the layer; only the operators differ
-from reference execution, in ways that runtimes recognise: a weight is a
-constant of integers times its scales, an 8-bit activation always uses all 256
-levels (OpenVINO is inexact with 255), and a narrower one is clipped first.
+Runtimes have integer kernels, but use them only where they recognise certain
+patterns of operators in a graph. Lowering keeps the integers and scales of each
+layer and expresses them by such patterns: a weight is an integer constant times
+its scales; an activation is fake-quantized to all 256 levels, because OpenVINO
+is inexact with 255; one of fewer bits is clipped to its range before.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -31,10 +32,14 @@ from speechbrain_stablequant.layers import (
 
 __all__ = ["Constant", "Lowering", "lowered", "planned_int8"]
 
-# The classifier normalizes its vectors after they have been quantized.
+# Integer kernels multiply what the layer stores. The classifier normalizes its
+# vectors after dequantization, an embedding multiplies nothing, and there are
+# no integer kernels for recurrent layers.
 _RECURRENT = (QuantizedGRU, QuantizedLSTM, QuantizedRNN)
 _NEVER_INT8 = (QuantizedClassifier, QuantizedEmbedding, *_RECURRENT)
-_SAFE = 64  # 255 x 64 x 2 fits into 16 bits
+# Without VNNI, two products of a byte and a weight are added in 16 bits with
+# saturation: 2 x 255 x 64 = 32640 is the most that fits (see `Processor`).
+_SAFE = 64
 
 
 def planned_int8(layer: QuantizedModule) -> bool:
@@ -68,7 +73,7 @@ class Constant(NamedTuple):
     groups : bool
         Whether the last two axes become one after scaling.
     name : str
-        Where a runtime keeps names: that of the weight.
+        Name of the weight, for runtimes whose graphs have names.
     """
 
     values: torch.Tensor
@@ -79,7 +84,7 @@ class Constant(NamedTuple):
 
     @property
     def axis(self) -> Optional[int]:
-        """The one axis along which scales change; None if there are more."""
+        """The axis along which scales change; None if there are several."""
         parts = [p for p in (self.scale, self.zero_point) if p is not None]
         axes = {
             axis
@@ -97,6 +102,28 @@ class Constant(NamedTuple):
         if self.scale is not None:
             weight = weight * self.scale
         return weight.flatten(-2) if self.groups else weight
+
+    def laid_out(self, layout: Callable) -> "Constant":
+        """Return the constant in another layout, one row for each output.
+
+        The integers are laid out, not the real weight: compilers recognise an
+        integer weight only if nothing but its scale follows the constant.
+
+        Arguments
+        ---------
+        layout : callable
+            Turns a tensor in the shape of the weight into a matrix.
+        """
+
+        def apply(tensor):
+            if tensor is None:
+                return None
+            if tensor.shape[1:].numel() == 1:  # one value for each row
+                return tensor.flatten(1).clone()
+            return layout(tensor.expand_as(self.values)).contiguous().clone()
+
+        values, scale, zero_point = map(apply, self[:3])
+        return self._replace(values=values, scale=scale, zero_point=zero_point)
 
     def chunk(self, count: int) -> list["Constant"]:
         """Cut into equal parts along the first axis."""
@@ -120,7 +147,7 @@ class Lowering:
     Arguments
     ---------
     saturates : bool
-        Whether the processor cuts off sums of 8-bit products; weights of
+        Whether the processor saturates sums of 8-bit products; weights of
         layers with 8-bit inputs then run at 7 bits.
     has_int8 : bool
         Whether any layer of the graph is planned for int8.
@@ -144,7 +171,8 @@ class Lowering:
         if groups > 1:
             size = scheme.group_size
             flat = len(layer._weight_shapes[name]) == 2
-            # With other sizes OpenVINO computes wrong results of few rows.
+            # For group sizes that are no power of two OpenVINO has returned
+            # wrong results when the input had few rows.
             handy = count % size == 0 and size & (size - 1) == 0
             if flat and handy:
                 shape = (values.shape[0], groups, size)
@@ -152,10 +180,14 @@ class Lowering:
                 return Constant(
                     values.reshape(shape).clone(), scale[..., None], zero, True
                 )
-            # A scale for each value: OpenVINO has crashed on such weights.
+            # The alternative, one scale for each value, has crashed OpenVINO.
             real = dequantize(Quantized(values, scale, zero_point), scheme)
             return Constant(layer.from_rows(name, real).clone(), None, None)
 
+        # Scales belong to rows of the stored matrix. Spread over all values,
+        # they follow these into the layout that the layer computes with; then
+        # axes along which they do not change are reduced to size one, as
+        # runtimes only recognise scales per tensor or per channel.
         def layout(rows):
             if rows is None:
                 return None
@@ -182,7 +214,7 @@ class Lowering:
         return isinstance(layer, (QuantizedLinear, QuantizedMultiheadAttention))
 
     def _reduce(self, layer, values, scale, zero_point):
-        """Map integers that would overflow to 7 bits, the largest to 64."""
+        """Rescale integers to 7 bits, the largest to 64, against overflow."""
         if zero_point is not None or int(values.abs().max()) <= _SAFE:
             return values, scale
         self.reduced.append(type(layer).__name__)
@@ -195,7 +227,7 @@ class Lowering:
         return constant.real()
 
     def activation(self, x, scale: float, zero_point: int, signed: bool):
-        """Quantize to 256 levels and back."""
+        """Quantize to 256 levels and back, whatever the scheme says."""
         low, high = (-128, 127) if signed else (0, 255)
         return torch.fake_quantize_per_tensor_affine(
             x, scale, zero_point, low, high
@@ -204,6 +236,8 @@ class Lowering:
     def input(self, scheme, step: float, zero: int, x: torch.Tensor):
         """Quantize an input of a layer to a scheme of integers."""
         full = (-128, 127) if scheme.signed else (0, 255)
+        # Fewer levels: clip the real value, so that the outer ones of the 256
+        # levels are never used. Rounding is the same, as the step is.
         if (scheme.qmin, scheme.qmax) != full:
             x = x.clamp(
                 (scheme.qmin - zero) * step, (scheme.qmax - zero) * step
@@ -212,7 +246,7 @@ class Lowering:
 
 
 def _narrow(tensor: torch.Tensor) -> torch.Tensor:
-    """Shrink the axes along which nothing changes to one."""
+    """Reduce axes along which nothing changes to size one."""
     for axis in range(tensor.dim()):
         first = tensor.narrow(axis, 0, 1)
         if torch.equal(first.expand_as(tensor), tensor):
@@ -221,7 +255,11 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _LoweredWeights(Mapping):
-    """Stands in for a layer's cache of weights while it is traced."""
+    """Takes the place of a layer's cache of dequantized weights in a trace.
+
+    Layers look there first for a weight, so that their own ``forward`` needs
+    no knowledge of tracing.
+    """
 
     def __init__(self, layer: QuantizedModule, lowering: Lowering):
         self.lowering = lowering
@@ -247,14 +285,14 @@ class _LoweredWeights(Mapping):
 
 @contextlib.contextmanager
 def lowered(root: nn.Module, lowering: Lowering) -> Iterator[None]:
-    """Show the quantized layers of a module to a tracer in a runtime's terms.
+    """Lower the quantized layers of a module inside a ``with`` block.
 
     Arguments
     ---------
     root : torch.nn.Module
-        Module with quantized layers; as before after the block.
+        Module with quantized layers; unchanged after the block.
     lowering : Lowering
-        The terms.
+        How weights and inputs are expressed.
     """
     layers = [m for m in root.modules() if isinstance(m, QuantizedModule)]
     before = [layer._weight_cache for layer in layers]
@@ -270,7 +308,11 @@ def lowered(root: nn.Module, lowering: Lowering) -> Iterator[None]:
 
 
 def _bound(lowering: Lowering, layer: QuantizedModule):
-    """Return a ``quantize_input`` that knows its numbers before any trace."""
+    """Return a ``quantize_input`` with scales as Python numbers.
+
+    They are read before the trace, because runtimes only recognise a
+    quantization whose scale is a constant.
+    """
     inputs = {
         name: (
             scheme,

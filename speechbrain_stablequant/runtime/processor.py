@@ -1,4 +1,11 @@
-"""What the processor can do with 8-bit integers and bfloat16."""
+"""What the processor can do with 8-bit integers and bfloat16.
+
+Two decisions depend on it: whether what is not int8 is computed in bfloat16
+(several times slower where it is emulated), and whether weights have to give
+up one of their 8 bits. Processors without VNNI add pairs of 8-bit products in
+16 bits with saturation, which silently falsifies large sums; with weights of 7
+bits no sum can overflow, and OpenVINO and ONNX Runtime both need this from us.
+"""
 
 import os
 import platform
@@ -65,7 +72,7 @@ class Processor:
 
     @property
     def saturates(self) -> bool:
-        """Whether the sum of two 8-bit products is cut off at 16 bits.
+        """Whether sums of two 8-bit products saturate at 16 bits.
 
         Without VNNI, x86 adds two products of an unsigned and a signed byte
         with saturation (``vpmaddubsw``): 2 x 255 x 127 does not fit, while
@@ -111,7 +118,11 @@ def _features_of_machine() -> frozenset:
 
 
 def _features_from_torch() -> frozenset:
-    """Return the features where there is no /proc: fewer, but safe."""
+    """Return features as torch reports them, for systems without /proc.
+
+    Fewer than there may be. That is safe: without VNNI weights lose a bit,
+    whereas VNNI assumed by mistake would falsify sums.
+    """
     capability = torch.backends.cpu.get_cpu_capability()
     found = set()
     if "AVX" in capability:

@@ -1,16 +1,17 @@
-"""What decides what a module computes, besides the arguments of a call.
+"""The state that a module's results depend on, besides the arguments of a call.
 
-Weights and training mode are seen by themselves. Where plain Python state
-decides as well, a module says so by a method without arguments::
+Changes of weights and of training mode are noticed. Where results depend on
+plain Python attributes as well, a module reports them by a method::
 
     def execution_state(self):
         return self.language
 
-It returns plain data (None, numbers, texts, or tuples of these), equal only
-where ``forward`` computes the same; a runtime keeps one compiled graph for
-each value. `IN_PARTS` says that no graph should be made of the module now,
-nor of what contains it: they run as plain Python, and the modules inside
-compiled. A ``forward`` may read its state, but not change it.
+It returns plain data (None, numbers, texts, or tuples of these), equal only if
+``forward`` computes the same; a runtime keeps one compiled graph for each
+value. `IN_PARTS` means that no graph can be made of the module in this state,
+nor of modules that contain it: they run as plain Python, and the modules
+inside run compiled. A ``forward`` may read this state, but must not change it:
+graphs of it would not.
 """
 
 from collections.abc import Sequence
@@ -43,11 +44,11 @@ class ModuleState(NamedTuple):
     Arguments
     ---------
     identity : tuple
-        Changes when somebody loads, assigns or changes a tensor, or switches
-        a module to training mode.
+        Changes when a tensor is loaded, assigned or changed in place, or when
+        a module is switched to training mode.
     held : list of torch.Tensor
-        The tensors: while they are held, no other tensor gets the identity of
-        one.
+        The tensors. Holding them keeps their ``id`` from being reused for a
+        new tensor.
     stateful : list of torch.nn.Module
         Modules with an ``execution_state``.
     """
@@ -62,12 +63,15 @@ class ModuleState(NamedTuple):
         state, held, stateful = [], [], []
         for child in module.modules():
             state.append(child.training)
-            # Of the class: a module searches long for what it does not have.
+            # Looked up on the class: nn.Module.__getattr__ is slow for names
+            # that do not exist, and this runs at each call.
             if getattr(type(child), "execution_state", None) is not None:
                 stateful.append(child)
             for store in (child._parameters, child._buffers):
                 for tensor in store.values():
                     if tensor is not None:
+                        # In-place changes raise the version; tensors made in
+                        # inference mode have none.
                         inference = tensor.is_inference()
                         version = 0 if inference else tensor._version
                         state.append((id(tensor), version))
@@ -76,7 +80,7 @@ class ModuleState(NamedTuple):
 
 
 def execution_states(stateful: Sequence[nn.Module]) -> Optional[tuple]:
-    """Return what modules say about their state.
+    """Return the states that modules report.
 
     Arguments
     ---------
@@ -86,7 +90,7 @@ def execution_states(stateful: Sequence[nn.Module]) -> Optional[tuple]:
     Returns
     -------
     tuple of str or None
-        Equal where states are, also in another process; None where one of
+        Equal if the states are, also in another process; None if one of
         them is `IN_PARTS`.
 
     Raises

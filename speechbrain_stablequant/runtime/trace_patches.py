@@ -1,7 +1,10 @@
-"""What stands in for functions and methods while a module is traced.
+"""Patches of functions and methods while a module is traced.
 
-Each does what the original does, but leaves no length or value of the example
-in the trace as a constant.
+A trace records tensor operations. Whatever Python computes beside them, like a
+length turned into a number or the branch taken by an ``if``, is recorded as
+the constant that it was for the example, and is wrong for the next input.
+Functions that are known to do this are replaced by equal ones that stay within
+tensors; conversions that depend on values of the input are refused.
 """
 
 import contextlib
@@ -18,11 +21,14 @@ from speechbrain_stablequant.errors import RuntimeConversionError
 
 __all__ = ["traceable"]
 
-# -- what a trace would keep of the example's values ---------------------------------
+# -- what a trace would keep of the example's values --------------------------
 
-# Slices make indices of lengths, and attention asks whether there is more than
-# one query and takes the root of its width; whoever calls int() on a length
-# means to count, and would find a constant in the graph.
+# The conversions of tensors to Python numbers. The first three are permitted
+# for numbers that depend on the lengths of the input alone: slicing needs
+# indices, and attention asks for more than one query and takes the root of its
+# size; these stay right, or are found when a result is verified at another
+# length. int() and item() on a length are refused: they count, and the graph
+# would hold a constant.
 _FROM_LENGTHS = ("__bool__", "__index__", "__float__")
 _CONVERSIONS = (*_FROM_LENGTHS, "__int__", "item")
 _TO_PYTHON = {name: getattr(torch.Tensor, name) for name in _CONVERSIONS}
@@ -36,8 +42,11 @@ def _depends_on_input(tensor: torch.Tensor, lengths: bool) -> bool:
     tensor : torch.Tensor
         A tensor in a trace.
     lengths : bool
-        Whether its lengths count, too.
+        Whether a number computed from its lengths counts, too.
     """
+    # Walk the graph recorded so far backwards, to the inputs of the trace.
+    # Weights (GetAttr) end a path, and so does the size of a tensor unless
+    # lengths count.
     ends = ("prim::GetAttr",) if lengths else ("aten::size", "prim::GetAttr")
     todo, seen = [torch._C._get_value_trace(tensor)], set()
     while todo:
@@ -53,10 +62,11 @@ def _depends_on_input(tensor: torch.Tensor, lengths: bool) -> bool:
 
 @contextlib.contextmanager
 def _no_decisions_by_value() -> Iterator[None]:
-    """Refuse to trace what turns the input into numbers or branches.
+    """Refuse to trace what turns values of the input into numbers or branches.
 
-    The trace would hold them fast, and no comparison of results would show it
-    before the day on which the other branch is due.
+    The trace would keep the number of the example. Verification compares other
+    lengths, not other values, so that nothing would reveal it before an input
+    takes the other branch.
     """
 
     def checked(name):
@@ -82,11 +92,11 @@ def _no_decisions_by_value() -> Iterator[None]:
             setattr(torch.Tensor, name, convert)
 
 
-# -- functions that would bake the example's lengths into the trace ----------------
+# -- functions that would bake the example's lengths into the trace -----------
 
 
 def _length_to_mask(length, max_len=None, dtype=None, device=None):
-    """`length_to_mask` of SpeechBrain, without turning lengths into numbers."""
+    """SpeechBrain's `length_to_mask`, without ``.item()`` of a length."""
     longest = length.max().long() if max_len is None else max_len
     positions = torch.arange(longest, device=length.device)
     mask = positions.to(length.dtype).unsqueeze(0) < length.unsqueeze(1)
@@ -99,7 +109,10 @@ _layer_norm = F.layer_norm
 def _layer_norm_over_all(
     input, normalized_shape, weight=None, bias=None, eps=1e-5
 ):
-    """`layer_norm` over all but the batch, where lengths may change."""
+    """`layer_norm`, spelled out where it normalizes over time as well.
+
+    Its ``normalized_shape`` then contains the length, which a trace keeps.
+    """
     count = len(normalized_shape)
     if weight is not None or bias is not None or count != input.dim() - 1:
         return _layer_norm(input, normalized_shape, weight, bias, eps)
@@ -113,7 +126,10 @@ _setitem = torch.Tensor.__setitem__
 
 
 def _set_masked(self, index, value):
-    """Assign a number where a mask says so; converters misread the original."""
+    """``x[mask] = number`` as ``masked_fill_``.
+
+    Converters translate indexed assignment wrongly.
+    """
     if (
         isinstance(index, torch.Tensor)
         and index.dtype == torch.bool
@@ -126,10 +142,10 @@ def _set_masked(self, index, value):
 
 
 def _feature_mask(module):
-    """Return transformers' mask of frames, as a comparison of positions.
+    """Return transformers' mask of frames, computed by comparing positions.
 
-    The original marks the last frame and sums backwards, which converters
-    get wrong.
+    The original marks the last frame, flips, sums and flips again, which
+    converters translate wrongly.
     """
 
     def mask(feature_vector_length, attention_mask, **kwargs):
@@ -145,7 +161,7 @@ def _feature_mask(module):
 
 @contextlib.contextmanager
 def traceable(root: nn.Module) -> Iterator[None]:
-    """Let a tracer see a module's calls with lengths that may change.
+    """Make calls of a module traceable with lengths that may change.
 
     Arguments
     ---------
@@ -158,13 +174,14 @@ def traceable(root: nn.Module) -> Iterator[None]:
         _traceable_methods(root),
         _no_decisions_by_value(),
     ):
-        warnings.simplefilter("ignore")  # what is baked in is verified
+        # The tracer warns about each constant; they are verified instead.
+        warnings.simplefilter("ignore")
         yield
 
 
 @contextlib.contextmanager
 def _traceable_methods(root: nn.Module) -> Iterator[None]:
-    """Replace methods of modules for a trace by equal ones."""
+    """Replace methods of transformers' models for a trace by equal ones."""
     name = "_get_feature_vector_attention_mask"
     changed = [m for m in root.modules() if hasattr(type(m), name)]
     try:
@@ -180,6 +197,8 @@ def _traceable_methods(root: nn.Module) -> Iterator[None]:
 def _traceable_functions() -> Iterator[None]:
     """Replace functions for a trace by equal ones that keep shapes dynamic."""
     changed = []
+    # Modules that did ``from ... import length_to_mask`` hold a reference of
+    # their own: it has to be replaced in each of them.
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "speechbrain" and (
             vars(module).get("length_to_mask") is length_to_mask

@@ -1,4 +1,10 @@
-"""Calls of a module as flat lists of tensors, and their trace."""
+"""Calls of modules as flat lists of tensors, and traces of them.
+
+Runtimes take and return lists of tensors. Modules are called with nested
+tuples, dicts, numbers and texts. `Signature` separates a call into its tensors
+and all the rest, which becomes part of the graph; `OutputStructure` does so
+for results.
+"""
 
 import contextlib
 import inspect
@@ -29,7 +35,11 @@ _STATE = threading.local()
 
 @contextlib.contextmanager
 def inert() -> Iterator[None]:
-    """Make accelerated modules of this thread run as plain torch modules."""
+    """Make accelerated modules run as plain torch, in this thread.
+
+    For reference results, and while a module is traced: the modules inside are
+    to be part of its graph, not calls of graphs of their own.
+    """
     before = is_inert()
     _STATE.inert = True
     try:
@@ -39,17 +49,17 @@ def inert() -> Iterator[None]:
 
 
 def is_inert() -> bool:
-    """Return whether accelerated modules are to run as plain ones."""
+    """Return whether accelerated modules have to run as plain torch."""
     return getattr(_STATE, "inert", False) or torch.jit.is_tracing()
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One way of running a module: everything but the tensors' contents.
+    """A way of calling a module: everything but sizes and values of tensors.
 
-    Two calls with the same signature can share a compiled model. The same
-    tensor given twice stays the same one: attention tells self-attention by
-    identity.
+    Calls with the same signature can share a compiled graph. A tensor that is
+    given twice is one tensor here: SpeechBrain's attention recognises
+    self-attention by the identity of query, key and value.
 
     Arguments
     ---------
@@ -59,7 +69,7 @@ class Signature:
         For each leaf ``("tensor", index, dtype, dimensions)`` or
         ``("value", value, type)``.
     state : tuple of str
-        Of the module, see `speechbrain_stablequant.runtime.state`.
+        State of the module, see `speechbrain_stablequant.runtime.state`.
     """
 
     spec: Any
@@ -84,7 +94,8 @@ class Signature:
                     tensors.append(value)
                 leaves.append(("tensor", index, value.dtype, value.dim()))
             elif isinstance(value, _PLAIN):
-                # The type, too, because 1 == 1.0 == True.
+                # With the type, because 1 == 1.0 == True, and each may lead
+                # through another branch of a forward.
                 leaves.append(("value", value, type(value).__name__))
             else:
                 raise RuntimeConversionError(
@@ -98,14 +109,10 @@ class Signature:
 
     def arguments(self, tensors: Sequence[torch.Tensor]):
         """Return ``(args, kwargs)`` with these tensors in place."""
-        values = [
-            tensors[leaf[1]] if leaf[0] == "tensor" else leaf[1]
-            for leaf in self.leaves
-        ]
-        return pytree.tree_unflatten(values, self.spec)
+        return pytree.tree_unflatten(_filled(self.leaves, tensors), self.spec)
 
     def describe(self) -> str:
-        """Return text that is the same in every process."""
+        """Return text that is the same in every process, for cache keys."""
         return f"{self.spec} {self.leaves} {self.state}"
 
 
@@ -142,10 +149,7 @@ class OutputStructure:
 
     def build(self, tensors: Sequence[torch.Tensor]):
         """Return the result with these tensors in place."""
-        values = [
-            tensors[leaf[1]] if leaf[0] == "tensor" else leaf[1]
-            for leaf in self.leaves
-        ]
+        values = _filled(self.leaves, tensors)
         args, _ = pytree.tree_unflatten(values, self.spec)
         return args[0]
 
@@ -156,7 +160,7 @@ class OutputStructure:
             and isinstance(leaf[1], (torch.dtype, torch.device))
             for leaf in self.leaves
         ):
-            raise TypeError("a result that is neither tensor nor JSON")
+            raise TypeError("a result is neither a tensor nor plain JSON")
         return {
             "spec": pytree.treespec_dumps(self.spec),
             "leaves": [list(leaf) for leaf in self.leaves],
@@ -171,6 +175,13 @@ class OutputStructure:
             tuple(tuple(leaf) for leaf in plain["leaves"]),
             tuple(getattr(torch, name) for name in plain["dtypes"]),
         )
+
+
+def _filled(leaves: tuple, tensors: Sequence[torch.Tensor]) -> list:
+    """Return the values of leaves, with tensors in their places."""
+    return [
+        tensors[leaf[1]] if leaf[0] == "tensor" else leaf[1] for leaf in leaves
+    ]
 
 
 class FlatModule(nn.Module):
@@ -214,6 +225,8 @@ def trace(module: nn.Module, signature: Signature, tensors):
     """
     flat = FlatModule(module, signature).eval()
     try:
+        # check_trace would run the module twice more, with the same shapes;
+        # compiled graphs are verified with other shapes instead.
         with torch.no_grad(), traceable(module):
             traced = torch.jit.trace(
                 flat, tuple(tensors), check_trace=False, strict=False
@@ -229,7 +242,7 @@ def trace(module: nn.Module, signature: Signature, tensors):
 
 
 def speaking_names(module: nn.Module, args, kwargs) -> list[str]:
-    """Return the names that ``forward`` gives to its tensors."""
+    """Return names for the tensors of a call, from ``forward``'s parameters."""
     forward = type(module).forward
     parameters = list(inspect.signature(forward).parameters)[1:]
     named = [*zip(parameters, args), *kwargs.items()]

@@ -18,7 +18,7 @@ class Conformer(torch.nn.Module):
         super().__init__()
         self.positions = RelPosEncXL(64)
         self.encoder = ConformerEncoder(
-            num_layers=2,
+            num_layers=1,
             d_model=64,
             d_ffn=128,
             nhead=4,
@@ -37,10 +37,15 @@ def models():
         vocab=200, d_model=64, nhead=4, num_encoder_layers=2, d_ffn=128
     )
     ecapa = ECAPA_TDNN(
-        24, channels=[64] * 4 + [192], attention_channels=32, lin_neurons=32
+        24,
+        channels=[32] * 4 + [96],
+        attention_channels=16,
+        se_channels=16,
+        res2net_scale=4,
+        lin_neurons=32,
     )
     return {
-        "ecapa": (ecapa, torch.randn(3, 80, 24)),
+        "ecapa": (ecapa, torch.randn(3, 40, 24)),
         "lm": (lm, torch.randint(1, 200, (2, 15))),
         "conformer": (Conformer(), torch.randn(2, 30, 64)),
     }

@@ -35,11 +35,19 @@ def run(trained, folder, block=BLOCK, overrides=""):
     return brain, losses, folders.report(folder)
 
 
-def test_block_decodes_on_integer_kernels(trained, block_run, tmp_path):
+@pytest.fixture(scope="module")
+def openvino_run(trained, tmp_path_factory):
+    """Evaluate with the block on OpenVINO: folder, Brain, report."""
+    folder = tmp_path_factory.mktemp("openvino") / "experiment"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STABLEQUANT_CACHE", str(folder.parent / "cache"))
+        brain, _, report = run(trained, folder)
+    return folder, brain, report
+
+
+def test_block_decodes_on_integer_kernels(trained, block_run, openvino_run):
     """Same errors as reference execution, all layers in int8, speed there."""
-    folder = tmp_path / "experiment"
-    before = folders.saved(trained)
-    brain, _, report = run(trained, folder)
+    folder, brain, report = openvino_run
     reference = folders.report(block_run[0])
     for test, expected in zip(report["tests"], reference["tests"]):
         found, wanted = test["metrics"], expected["metrics"]
@@ -55,22 +63,21 @@ def test_block_decodes_on_integer_kernels(trained, block_run, tmp_path):
             test["quantized_speed"]["audio_seconds"]
         )
         assert expected["runtime"] is expected["quantized_speed"] is None
-    assert folders.saved(folder) == before
+    assert folders.saved(folder) == folders.saved(trained)
     assert not any("forward" in vars(m) for m in brain.modules.modules())
 
 
-def test_table_says_what_ran(trained, tmp_path):
-    run(trained, tmp_path / "experiment")
-    log = (tmp_path / "experiment" / "train_log.txt").read_text()
+def test_table_says_what_ran(openvino_run):
+    log = (openvino_run[0] / "train_log.txt").read_text()
     assert "real-time factor" in log
     assert "times as fast" in log
     assert "layers executed in int8" in log
     assert "runtime: openvino (threads 1" in log
 
 
-def test_audio_seconds_are_those_of_the_test_set(trained, tmp_path):
+def test_audio_seconds_are_those_of_the_test_set(openvino_run, tmp_path):
     """Padding does not count as audio."""
-    _, _, report = run(trained, tmp_path / "experiment")
+    _, _, report = openvino_run
     hparams = toy.load(tmp_path / "other", block="")
     sounds = [item["sig"] for item in toy.datasets(hparams)["test-clean"]]
     seconds = sum(len(sound) for sound in sounds) / toy.RATE

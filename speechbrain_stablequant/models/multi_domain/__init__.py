@@ -1,4 +1,4 @@
-"""Language models for many domains: one trunk, small layers for each."""
+"""Multi-domain language models: one frozen trunk, small layers per domain."""
 
 from speechbrain_stablequant.models.multi_domain.accounting import (
     AddedParameters,

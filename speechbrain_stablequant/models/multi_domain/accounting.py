@@ -14,20 +14,20 @@ __all__ = ["AddedParameters", "added_parameters", "num_parameters"]
 
 
 class AddedParameters(NamedTuple):
-    """What a domain adds to a trunk.
+    """The number of parameters that a domain adds to a trunk.
 
     Arguments
     ---------
     domain : str
-        Its name.
+        Name of the domain.
     adapters : int
         Parameters of its adapters.
     layer_norms : int
-        Of its layer norms.
+        Parameters of its layer norms.
     related_layers : int
-        Of its change to the output projection.
+        Parameters of its change to the output projection.
     percent : float
-        All of them, in percent of the trunk's.
+        The total, in percent of the trunk's parameters.
     """
 
     domain: str
@@ -63,9 +63,9 @@ def num_parameters(module: nn.Module) -> int:
 def added_parameters(lm: MultiDomainLM) -> Iterable[AddedParameters]:
     """Return what each domain of a model adds.
 
-    With the options of the paper (`DomainConfig.paper`) and a model of the
-    paper's class its two percent for a first and thirteen percent for a later
-    domain come out.
+    The example reproduces the figures of the paper, with a model of the size
+    that it describes: two percent for the first domain, thirteen for a later
+    one.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Keys and values of a beam search's prefixes, each kept once."""
+"""A key-value cache for beam search that stores common prefixes once."""
 
 import math
 from typing import Optional
@@ -7,23 +7,24 @@ import torch
 
 __all__ = ["BeamCache"]
 
-# Steps that there is room for when a search begins, and the fewest between
-# two rounds of tidying up.
+# Steps for which a new search allocates memory, and the least number of steps
+# between two rounds of dropping entries.
 _STEPS = 8
 
 
 class _Entries:
-    """What the tokens of all hypotheses left behind, in order of arrival.
+    """Keys and values of the tokens of all hypotheses, in order of arrival.
 
     An entry is one token of one hypothesis. It is written once and never
-    changed, so that caches can share entries.
+    changed, so that caches can share entries. Of several that continue a common
+    past, one appends and the others copy (see `BeamCache.extended`).
 
     Arguments
     ---------
     groups : int
         Number of utterances.
     capacity : int
-        How many entries there is room for in each.
+        Number of entries for which each has memory.
     device : torch.device
         Where they are.
     """
@@ -37,16 +38,16 @@ class _Entries:
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Make an entry of each of (groups, hypotheses) tokens.
+        """Append an entry for each of (groups, hypotheses) tokens.
 
-        SpeechBrain's Transformer masks token 0 as padding, wherever it is.
+        SpeechBrain's Transformer masks token 0 as padding, wherever it occurs.
         """
         end = self.used + tokens.shape[1]
         self.padding[:, self.used : end] = tokens == 0
         self.used = end
 
     def write(self, layer: int, key, value):
-        """Fill in what a layer computed for the entries appended last.
+        """Store a layer's keys and values for the entries appended last.
 
         Arguments
         ---------
@@ -107,15 +108,15 @@ class _Entries:
 class BeamCache:
     """The prefixes of a beam search, with their keys and values.
 
-    The hypotheses of an utterance have most of their past in common. What was
-    computed for a token is kept once, as an entry, and every hypothesis has
-    a mask that says which entries are its own. To permute hypotheses is to
-    permute masks, no key is copied, and one matrix product attends for all
-    hypotheses of an utterance. Entries that no hypothesis needs any more are
-    dropped when there is no room for new ones.
+    The hypotheses of an utterance have most of their past in common. Keys and
+    values of a token are stored once, as an entry, and a mask for each
+    hypothesis says which entries belong to it. Permuting hypotheses permutes
+    masks and copies no keys, and one matrix product attends for all hypotheses
+    of an utterance. Entries that no hypothesis needs any more are dropped when
+    memory runs out.
 
-    A cache is never changed: like a tensor of tokens it can be kept, permuted
-    and continued more than once.
+    A cache is immutable: like a tensor of tokens, it can be kept, permuted and
+    extended more than once.
 
     Arguments
     ---------
@@ -168,9 +169,9 @@ class BeamCache:
         Arguments
         ---------
         index : torch.Tensor
-            (rows,). For each new hypothesis the one that it goes on from. It
-            should be one of the same utterance; otherwise all utterances are
-            treated as one from now on, which is right, but slower.
+            (rows,). For each new hypothesis the one that it extends. If that
+            is one of another utterance, all utterances are treated as one from
+            now on, which is correct, but slower.
 
         Returns
         -------
@@ -207,6 +208,8 @@ class BeamCache:
         """
         groups, beams, count = self._own.shape
         own, entries = self._own, self._entries
+        # Another cache has already appended behind this one's past (the search
+        # has branched), or memory is full: copy what is needed.
         if entries.used > count or count + beams > entries.capacity:
             own, entries = self._tidied()
         entries.append(tokens.view(groups, beams))
@@ -218,6 +221,8 @@ class BeamCache:
     def _tidied(self):
         """Return masks and copies of the entries that are still needed."""
         groups, beams, _ = self._own.shape
+        # Utterances need different numbers of entries, but share one tensor:
+        # needed ones are sorted to the front, and cut where the longest ends.
         needed = self._own.any(1)
         count = int(needed.sum(1).max())
         index = needed.byte().argsort(dim=1, descending=True, stable=True)
@@ -251,8 +256,8 @@ class BeamCache:
         keys, values = self._entries.write(layer, key, value)
         if self._bias is None:
             self._bias = self._mask(heads, query.dtype)
-        # Scores are masked by adding: a hypothesis with nothing to attend to
-        # is not a number then, as in SpeechBrain.
+        # Masked by adding -inf: a hypothesis without anything to attend to
+        # (all padding) then gives NaN, as in SpeechBrain.
         weights = torch.baddbmm(
             self._bias,
             query.flatten(0, 1),

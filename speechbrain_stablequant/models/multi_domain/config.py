@@ -1,4 +1,4 @@
-"""What a domain adds to a common language model."""
+"""Options of a domain: which layers it adds to the common language model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ _RELATED_LAYERS = ("none", "low_rank", "full")
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """The layers of one domain.
+    """Options of the layers of one domain.
 
     Arguments
     ---------
     bottleneck : int
-        Width of the adapters, of which each Transformer layer has two.
+        Hidden size of the adapters, of which each Transformer layer has two.
     layer_norms : bool
-        Whether the domain has layer norms of its own.
+        Whether the domain has its own layer norms.
     related_layers : str
-        What it has of the output projection: ``none``, ``low_rank``, or
-        ``full`` as the paper's later domains.
+        Its change to the output projection: ``none``, ``low_rank``, or
+        ``full``, like the later domains of the paper.
     rank : int
         Rank of a ``low_rank`` output projection.
     output_bias : bool
-        Whether the domain has a bias of its own in the output projection,
-        which is most of what word frequencies need. ``full`` includes it.
+        Whether the domain has its own bias in the output projection, which is
+        enough to model word frequencies. ``full`` includes it.
 
     Raises
     ------
@@ -69,12 +69,12 @@ class DomainConfig:
 
     @classmethod
     def of(cls, value: Union["DomainConfig", Mapping, None]) -> "DomainConfig":
-        """Return a configuration from what a YAML file or a header has.
+        """Return a configuration from options in a YAML file or a header.
 
         Arguments
         ---------
         value : DomainConfig, dict or None
-            None stands for the defaults.
+            None means the defaults.
 
         Raises
         ------
@@ -104,11 +104,11 @@ class DomainConfig:
         Arguments
         ---------
         first : bool
-            The first domain shares the output projection with the trunk, a
+            The first domain shares the output projection of the trunk, a
             later one has its own.
         bottleneck : int
-            Width of the adapters; the paper's is not known, 32 comes nearest
-            to its two percent.
+            Hidden size of the adapters. The paper does not state it; 32 comes
+            nearest to its two percent.
         """
         related = "none" if first else "full"
         return cls(bottleneck, True, related, output_bias=False)

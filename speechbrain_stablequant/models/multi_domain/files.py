@@ -1,4 +1,4 @@
-"""One file for each domain: all that it adds, and to which trunk.
+"""Domain files: the layers of a domain, and the hash of their trunk.
 
 A domain is a `safetensors` file, like a quantized checkpoint: raw tensors
 behind a JSON header, nothing executed. Where the domain's layers are
@@ -50,7 +50,7 @@ _DTYPES = ("F32", "BF16", "F16")
 
 @dataclass(frozen=True)
 class DomainHeader:
-    """What a domain file says of itself.
+    """The header of a domain file.
 
     Arguments
     ---------
@@ -104,7 +104,7 @@ def save_domain(
     layers : DomainLayers
         The layers.
     path : str or Path
-        Where to.
+        Where to write.
     name : str
         Name of the domain.
     trunk : str
@@ -171,12 +171,12 @@ def _plan_of(layers, name, plan) -> QuantizationPlan:
 
 
 def read_domain(path: Union[str, Path]) -> DomainHeader:
-    """Return what a domain file says of itself.
+    """Read the header of a domain file.
 
     Raises
     ------
     CheckpointError
-        If it is no such file, or of another version.
+        If it is no domain file, or of another version.
     """
     path = Path(path)
     try:
@@ -236,21 +236,21 @@ def _json(text, path):
 def load_domain(
     header: DomainHeader, sites: Sites, trunk: Optional[str]
 ) -> DomainLayers:
-    """Make the layers of a domain and fill them from its file.
+    """Build the layers of a domain and load their weights.
 
     Arguments
     ---------
     header : DomainHeader
         From `read_domain`.
     sites : Sites
-        Where the trunk takes the layers.
+        Where the layers go in the trunk.
     trunk : str or None
-        `trunk_hash` of the trunk that they are for; None: do not compare.
+        `trunk_hash` of the trunk that they are for; None accepts any.
 
     Returns
     -------
     DomainLayers
-        The layers, as exact as the file has them.
+        The layers, with weights of the file's types.
 
     Raises
     ------
@@ -262,11 +262,12 @@ def load_domain(
         raise CheckpointError(
             f"{path} (domain '{header.name}') was trained on another trunk "
             "than this one. Load the weights of the trunk first; where it was "
-            "quantized or fine-tuned since, say same_trunk=False."
+            "quantized or fine-tuned since, pass same_trunk=False."
         )
     layers = _without_memory(header, sites)
     if header.quantized:
-        checkpoint.load_quantized(layers, path)  # compares shapes only
+        # On the meta device first: compares shapes and allocates nothing.
+        checkpoint.load_quantized(layers, path)
         layers = _without_memory(header, sites).to_empty(device="cpu")
         return checkpoint.load_quantized(layers, path)
     tensors = _read_tensors(header, layers.state_dict())
@@ -275,7 +276,7 @@ def load_domain(
 
 
 def check_domain(header: DomainHeader) -> None:
-    """Check that a domain file is as it was written; no trunk is needed.
+    """Check that a domain file is intact; no trunk is needed.
 
     Raises
     ------
@@ -310,17 +311,17 @@ def _read_tensors(header: DomainHeader, expected=None) -> dict:
 
 
 def _without_memory(header: DomainHeader, sites: Sites) -> DomainLayers:
-    """Return a domain's layers without values.
+    """Return a domain's layers on the meta device.
 
-    A header may claim any width: nothing of that size is allocated until the
-    file has turned out to hold as much.
+    A header may claim any size: nothing of that size is allocated before the
+    file has proved to hold as much.
     """
     try:
         with torch.device("meta"):
             return DomainLayers(header.config, sites)
     except (RuntimeError, TypeError, OverflowError) as err:
         raise CheckpointError(
-            f"{header.path} asks for layers that cannot be: {header.config}."
+            f"{header.path} asks for impossible layers: {header.config}."
         ) from err
 
 

@@ -1,4 +1,4 @@
-"""A published language model, loaded as SpeechBrain loads a recognizer."""
+"""A SpeechBrain inference interface for published language models."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ __all__ = ["LanguageModel", "SentenceScore"]
 
 
 class SentenceScore(NamedTuple):
-    """How probable a model finds a sentence.
+    """The score of a sentence.
 
     Arguments
     ---------
     nats : float
         Negative log probability of its tokens and of its end.
     num_tokens : int
-        Its tokens, the end counted.
+        Number of its tokens, including the end of the sentence.
     """
 
     nats: float

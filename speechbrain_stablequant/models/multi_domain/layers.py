@@ -1,8 +1,8 @@
-"""The layers that a domain has of its own.
+"""The layers of a domain: adapters, layer norms, output projection.
 
-Each is a change to a layer of the trunk and starts at zero: a new domain
-computes what the trunk computes, bit for bit, whenever the trunk's weights
-are loaded.
+Each is stored as a change to a layer of the trunk and initialised with zeros:
+a new domain computes what the trunk computes, bit for bit, even if the trunk's
+weights are loaded afterwards.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ __all__ = ["BottleneckAdapter", "DomainLayers", "DomainNorm", "Sites"]
 
 
 class Sites(NamedTuple):
-    """Where a trunk takes what a domain adds.
+    """The places in a trunk where a domain adds layers.
 
     Arguments
     ---------
     adapters : dict
-        Number of features by name of the place.
+        Number of features by name of the adapter.
     norms : dict
         Number of features by name of the layer norm.
     output : tuple of int
-        Features and tokens of the output projection.
+        Input features and tokens of the output projection.
     """
 
     adapters: Mapping[str, int]
@@ -39,14 +39,14 @@ class BottleneckAdapter(nn.Module):
     """Down-projection, ReLU, up-projection and a residual connection.
 
     Houlsby et al., ICML 2019. SpeechBrain's ``HoulsbyAdapterLinear`` wraps a
-    layer; this one comes behind a sub-layer and can be one of several.
+    layer; this one follows a sub-layer, so that each domain can have its own.
 
     Arguments
     ---------
     features : int
-        Width of input and output.
+        Size of input and output.
     bottleneck : int
-        Width in between.
+        Hidden size.
 
     Example
     -------
@@ -82,7 +82,7 @@ class DomainNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-        """Normalize (..., features) as ``norm`` does, with own parameters."""
+        """Normalize (..., features) with the domain's parameters."""
         return F.layer_norm(
             x,
             norm.normalized_shape,
@@ -128,9 +128,9 @@ class DomainLayers(nn.Module):
     Arguments
     ---------
     config : DomainConfig
-        Which layers, and how wide.
+        Which layers, and their sizes.
     sites : Sites
-        Where the trunk takes them.
+        Where they go in the trunk.
     """
 
     def __init__(self, config: DomainConfig, sites: Sites):

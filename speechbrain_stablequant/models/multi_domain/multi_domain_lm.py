@@ -38,10 +38,10 @@ class MultiDomainLM(nn.Module):
 
     It takes the place of its trunk everywhere: in a recipe's Brain, in
     ``TransformerLMScorer`` or ``RNNLMScorer``, in the rescorers, in
-    `PostTrainingQuantizer`. Which domain it speaks is set by `set_domain`, for
-    a whole batch or utterance by utterance.
+    `PostTrainingQuantizer`. The domain is chosen by `set_domain`, for a whole
+    batch or utterance by utterance.
 
-    Domains that no row of a batch is of get no gradients: with several domains,
+    Domains that do not occur in a batch get no gradients: with several domains,
     ``DistributedDataParallel`` needs ``find_unused_parameters: True``.
 
     Arguments
@@ -49,10 +49,10 @@ class MultiDomainLM(nn.Module):
     trunk : TransformerLM or RNNLM
         The common model, float or quantized. Its parameters are frozen.
     domains : dict or list, optional
-        The domains to begin with; in a dict each with its options of
-        `DomainConfig`, or None.
+        The domains to begin with; in a dict, each with its options (see
+        `DomainConfig`) or None.
     domain : str, list or None
-        What to `set_domain` to.
+        Passed to `set_domain`.
     config : DomainConfig or dict, optional
         For domains without options of their own.
 
@@ -93,7 +93,7 @@ class MultiDomainLM(nn.Module):
     # -- which domains there are ------------------------------------------
 
     def add_domain(self, name: str, config=None) -> DomainLayers:
-        """Add a domain that computes what the trunk does, until it is trained.
+        """Add a domain. Until it is trained, it computes what the trunk does.
 
         Arguments
         ---------
@@ -138,7 +138,7 @@ class MultiDomainLM(nn.Module):
         return layers
 
     def remove_domain(self, name: str) -> None:
-        """Remove a domain; where it was set, the trunk alone is."""
+        """Remove a domain; where it was set, the trunk alone is used."""
         self._layers(name)
         del self.domains[name]
         domain = self._domain
@@ -155,7 +155,7 @@ class MultiDomainLM(nn.Module):
         name : str
             The domain.
         path : str or Path
-            Where to; an older file there is replaced only at the end.
+            Where to write; an existing file is replaced only at the end.
         plan : QuantizationPlan, optional
             Plan of this model, where layers of the domain are quantized.
 
@@ -187,10 +187,10 @@ class MultiDomainLM(nn.Module):
         path : str or Path
             The file.
         name : str, optional
-            Another name for the domain than it was saved under.
+            Name of the domain, if not that under which it was saved.
         same_trunk : bool
-            Whether to insist on the very trunk that the domain was trained
-            on. Say False for a trunk that was quantized since.
+            Whether to require exactly the trunk that the domain was trained
+            on. Pass False for a trunk that was quantized since.
 
         Returns
         -------
@@ -216,7 +216,7 @@ class MultiDomainLM(nn.Module):
         self._install(name, layers)
         return name
 
-    # -- which domain is spoken ---------------------------------------------
+    # -- the current domain --------------------------------------------------
 
     @property
     def domain(self) -> Domains:
@@ -224,17 +224,17 @@ class MultiDomainLM(nn.Module):
         return self._domain
 
     def set_domain(self, domain: Domains) -> None:
-        """Say which domain a batch is of.
+        """Choose the domain of the next batches.
 
         Arguments
         ---------
         domain : str, list or None
             The name of a domain; None for the trunk alone; or a list with one
-            of these for each utterance. A searcher does not say how many
-            hypotheses an utterance has, so that in evaluation mode two domains
-            for four rows are read as two utterances of two hypotheses: do not
-            leave a list set for the next batch. In training mode, and given
-            to `forward`, there has to be one for each row.
+            of these for each utterance. A searcher does not tell how many
+            hypotheses an utterance has: in evaluation mode, two domains for
+            four rows mean two utterances of two hypotheses. Do not leave a list
+            set for the next batch. In training mode, and as an argument of
+            `forward`, a list needs one entry for each row.
 
         Raises
         ------
@@ -282,22 +282,22 @@ class MultiDomainLM(nn.Module):
     # -- execution -----------------------------------------------------------
 
     def execution_state(self):
-        """Tell a runtime what decides which graph it may run.
+        """Return the state on which a compiled graph depends.
 
         Returns
         -------
         str or None
-            The domain that is set; `IN_PARTS` for a list, as which rows are
-            whose cannot be part of a graph.
+            The current domain; `IN_PARTS` for a list, because row numbers
+            must not become constants of a graph.
         """
         return IN_PARTS if _is_list(self._domain) else self._domain
 
     def __call__(self, tokens, hx=None, domain: Domains = _ACTIVE):
         """Call `forward`.
 
-        A runtime tells calls apart by their arguments. Lists of domains would
-        be without end, and none of them can be compiled: only the modules
-        inside are then.
+        A runtime makes a graph for each set of arguments that are not tensors.
+        There is no end of lists of domains, and none can be compiled: such
+        calls bypass the compiled graph, and the modules inside run compiled.
         """
         if domain is _ACTIVE:
             return super().__call__(tokens, hx)
@@ -326,7 +326,7 @@ class MultiDomainLM(nn.Module):
         Raises
         ------
         StableQuantError
-            If a list of domains does not go with the rows.
+            If a list of domains does not match the number of rows.
         """
         route = self.route(len(tokens), tokens.device, domain)
         state = () if hx is None else (hx,)
@@ -338,8 +338,8 @@ class MultiDomainLM(nn.Module):
         """Return which rows of a batch go through which domain."""
         chosen = self._domain if domain is _ACTIVE else domain
         layers = self.layers_of(chosen)
-        # Only an unmodified searcher has several rows for each utterance. It
-        # does not train, and knows of no domain to give as an argument.
+        # Several rows for each utterance occur in SpeechBrain's searchers only,
+        # which neither train nor pass a domain.
         alone = self.training or domain is not _ACTIVE
         if alone and _is_list(chosen) and len(layers) != rows:
             raise StableQuantError(

@@ -1,4 +1,4 @@
-"""How a domain's layers fit into SpeechBrain's RNNLM."""
+"""Runs SpeechBrain's RNNLM with the layers of domains in it."""
 
 import torch
 from speechbrain.lobes.models.RNNLM import RNNLM
@@ -13,8 +13,9 @@ __all__ = ["RecurrentTrunk"]
 class RecurrentTrunk:
     """Runs an ``RNNLM`` with the layers of domains in it.
 
-    There is an adapter behind the recurrent layers and one behind each block
-    of the DNN; the layer norms of the blocks and the output are the domain's.
+    There is an adapter after the recurrent layers and one after each block of
+    the DNN; domains change the layer norms of the blocks and the output
+    projection.
 
     Arguments
     ---------
@@ -26,7 +27,10 @@ class RecurrentTrunk:
         self.lm = lm
 
     def _blocks(self):
-        """Yield name, layer and whether a block ends with it."""
+        """Yield name and layer, and whether it is the last one of a block.
+
+        A block begins with a linear layer.
+        """
         last = list(self.lm.dnn.items())
         for (name, layer), following in zip(
             last, [*last[1:], ("linear", None)]

@@ -1,4 +1,4 @@
-"""Which rows of a batch go through which domain."""
+"""Routing: which rows of a batch go through the layers of which domain."""
 
 from collections.abc import Sequence
 from typing import Callable, Optional
@@ -19,17 +19,17 @@ class Routing:
     ---------
     domains : sequence
         For each utterance its `DomainLayers`, or None for the trunk alone.
-        With one entry, all rows are of that domain.
+        A single entry is for all rows.
     rows : int
-        Number of rows. A beam search has several for each utterance, one
-        after the other, and an utterance's domain holds for all of them.
+        Number of rows, a multiple of the number of utterances: a beam search
+        has several hypotheses for each, one after the other.
     device : torch.device
         Where the rows are.
 
     Raises
     ------
     StableQuantError
-        If rows cannot be shared out evenly among the utterances.
+        If the number of rows is no multiple of that of the domains.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Routing:
         self._mixed = len(members) > 1
         if self._mixed:
             if torch.jit.is_tracing():
-                # The graph would keep which rows these are, for any batch.
+                # The row numbers would become constants of the graph.
                 raise StableQuantError(
                     "A batch of several domains cannot be traced: trace one "
                     "domain at a time."
@@ -77,12 +77,12 @@ class Routing:
         return torch.cat(parts).index_select(0, self._back)
 
     def adapt(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Apply the adapters of a place to what its sub-layer returned.
+        """Apply the domains' adapters to what a sub-layer returned.
 
         Arguments
         ---------
         name : str
-            The place.
+            Name of the adapter, see `Sites`.
         x : torch.Tensor
             (rows, ...).
         """
@@ -91,12 +91,12 @@ class Routing:
         )
 
     def normalize(self, name: str, wrapper: nn.Module, x) -> torch.Tensor:
-        """Apply the layer norms of a place.
+        """Apply a layer norm as the domains have it.
 
         Arguments
         ---------
         name : str
-            The place.
+            Name of the layer norm, see `Sites`.
         wrapper : torch.nn.Module
             SpeechBrain's ``LayerNorm`` of the trunk.
         x : torch.Tensor
@@ -116,7 +116,7 @@ class Routing:
         Arguments
         ---------
         projection : torch.nn.Module
-            The trunk's.
+            Output projection of the trunk.
         x : torch.Tensor
             (rows, ..., features).
 

@@ -1,4 +1,4 @@
-"""A language model in a beam search that does not read its prefix again."""
+"""A scorer for beam search that caches the keys and values of prefixes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -99,17 +99,16 @@ class _Search(NamedTuple):
 
 
 class TransformerLMScorerWithCache(TransformerLMScorer):
-    """SpeechBrain's ``TransformerLMScorer``, with keys and values kept.
+    """SpeechBrain's ``TransformerLMScorer``, with cached keys and values.
 
     At each step SpeechBrain's scorer runs its language model over the whole
     prefix of each hypothesis; this one runs it over the last token. It takes
-    the same place in a ``ScorerBuilder``, under the same weight
-    ``transformerlm``, and gives the same scores but for rounding.
+    the same place in a ``ScorerBuilder``, under the same name of its weight,
+    ``transformerlm``, and gives the same scores up to rounding.
 
-    A language model that there is no cache for (attention other than
-    ``regularMHA``, a ``forward`` of its own, compiled by `accelerate`, in
-    training mode, or while hooks watch its attention) is run as SpeechBrain
-    does.
+    Language models that the cache does not support are run like by SpeechBrain:
+    those with attention other than ``regularMHA``, with a ``forward`` of their
+    own, compiled by `accelerate`, in training mode, or with hooks on attention.
 
     Arguments
     ---------
@@ -175,8 +174,8 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
                 prefix = memory if torch.is_tensor(memory) else None
                 return super().score(inp_tokens, prefix, candidates, attn)
         home = next(self.lm.parameters())
-        # As SpeechBrain does, but to go through all modules takes as long as
-        # some layers.
+        # As SpeechBrain does, but only where needed: `to` goes through all
+        # modules, which takes as long as some layers.
         if not home.is_cuda and home.device != inp_tokens.device:
             self.lm.to(inp_tokens.device)
         cache, model = self._search(inp_tokens, memory)
@@ -185,14 +184,14 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
         return log_probs.squeeze(1), _Search(cache, model)
 
     def permute_mem(self, memory, index):
-        """Follow the hypotheses that the search goes on with.
+        """Select the hypotheses that the search continues with.
 
         Arguments
         ---------
         memory : object
             What `score` returned.
         index : torch.Tensor
-            (rows,). For each hypothesis the one that it goes on from.
+            (rows,). For each hypothesis the one that it extends.
 
         Returns
         -------
@@ -209,8 +208,8 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
         Arguments
         ---------
         x : torch.Tensor
-            (utterances, ...). Only their number matters: hypotheses of one
-            utterance share what they have in common.
+            (utterances, ...). Only their number is used: hypotheses of one
+            utterance share their common past.
         enc_lens : torch.Tensor
             Not used.
 
@@ -222,7 +221,11 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
         return None if x is None else _Start(len(x))
 
     def _search(self, tokens, memory) -> _Search:
-        """Return the memory of a search that can go on with ``tokens``."""
+        """Return the memory of a search that can be continued by ``tokens``.
+
+        Begun anew, with the whole prefix read again, at the first step and
+        where the domain was changed in the middle of a search.
+        """
         rows = len(tokens)
         if isinstance(memory, _Search):
             prefix = memory.cache.tokens
@@ -249,7 +252,7 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
     # -- where there is no cache ---------------------------------------------
 
     def _uncached(self) -> Optional[str]:
-        """Return why this language model has to read its prefix again."""
+        """Return why there is no cache for this language model, or None."""
         lm = self.lm
         if isinstance(lm, MultiDomainLM):
             modules, lm = [lm], lm.trunk
@@ -325,7 +328,7 @@ def _unsupported(layer) -> Optional[str]:
     if not isinstance(att, nn.MultiheadAttention):
         return f"there is no cache for {type(att).__name__}"
     if not att._qkv_same_embed_dim:
-        return "keys or values of its attention have a width of their own"
+        return "keys or values of its attention have a size of their own"
     return QuantizedMultiheadAttention.unsupported(att)
 
 

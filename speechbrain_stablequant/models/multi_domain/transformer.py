@@ -1,4 +1,4 @@
-"""How a domain's layers fit into SpeechBrain's TransformerLM."""
+"""Runs SpeechBrain's TransformerLM with the layers of domains in it."""
 
 from typing import Callable
 
@@ -18,8 +18,8 @@ __all__ = ["TransformerTrunk"]
 class TransformerTrunk:
     """Runs a ``TransformerLM`` with the layers of domains in it.
 
-    The model itself is not changed. Where all rows go through the trunk
-    alone, the result is that of its own ``forward``, bit for bit.
+    The model itself is not changed. For rows without a domain the result is
+    that of its own ``forward``, bit for bit.
 
     Arguments
     ---------
@@ -110,7 +110,8 @@ class TransformerTrunk:
         route : Routing
             Domains of the rows.
         attend : callable
-            Called with the index of a layer, its self-attention and its input.
+            Computes self-attention, given the index of a layer, its attention
+            module and its input. The scorer passes one with a cache.
         """
         for index, layer in enumerate(self.lm.encoder.layers):
             x = self._layer(index, layer, x, route, attend)

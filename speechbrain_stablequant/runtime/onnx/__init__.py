@@ -1,4 +1,4 @@
-"""ONNX files with the very integers of a model, and ONNX Runtime to run them."""
+"""ONNX files with exactly a model's integers, and ONNX Runtime."""
 
 from speechbrain_stablequant.runtime.onnx.onnx_backend import (
     ExportedOnnx,

@@ -1,4 +1,10 @@
-"""Quantized convolutions as matrix products of integers."""
+"""Quantized convolutions as matrix products of integers (im2col).
+
+ONNX Runtime has fast integer kernels for matrix products, but none for
+convolutions with real results. Gathering the values that a kernel sees at each
+position costs less than the difference: integers are gathered, a quarter of the
+bytes of floats, and long kernels are gathered in two stages (`_stages`).
+"""
 
 from typing import Callable, Optional
 
@@ -37,7 +43,7 @@ def integer_forward(layer: nn.Module) -> Optional[Callable]:
 
 
 class _MatrixConvolution:
-    """A convolution that gathers what it sees, channels last.
+    """A convolution as gathered windows times a matrix, channels last.
 
     Arguments
     ---------
@@ -78,7 +84,7 @@ class _MatrixConvolution:
         return out if batched else out.squeeze(0)
 
     def _padded(self, x):
-        """Pad; whether before or after quantization makes no difference."""
+        """Pad the input; zero is an exact level, so quantizing may follow."""
         conv = self.conv
         # As the convolution itself keeps it: the last axis first.
         padding = conv._reversed_padding_repeated_twice
@@ -89,7 +95,10 @@ class _MatrixConvolution:
         return F.pad(x, padding, mode=conv.padding_mode)
 
     def _positions(self, x):
-        """Return, for each axis, which values are put next to each other."""
+        """Return, for each axis and stage, the indices of what is gathered.
+
+        They are computed from the shape in the trace: lengths stay dynamic.
+        """
         conv, found = self.conv, []
         for axis, (kernel, stride, dilation) in enumerate(
             zip(conv.kernel_size, conv.stride, conv.dilation), start=1
@@ -107,27 +116,21 @@ def _as_matrix(constant):
     """Lay a weight out as (outputs, kernel * inputs)."""
 
     def layout(tensor):
-        if tensor is None:
-            return None
-        if tensor.shape[1:].numel() == 1:
-            return tensor.flatten(1)
-        tensor = tensor.expand_as(constant.values)
-        # Kernel axes come last axis first: that is how windows are gathered.
+        # `_windows` puts each axis that it gathers in front of those before,
+        # so that the last axis of the kernel comes first.
         axes = range(tensor.dim() - 1, 1, -1)
-        return tensor.permute(0, *axes, 1).flatten(1).contiguous()
+        return tensor.permute(0, *axes, 1).flatten(1)
 
-    return constant._replace(
-        values=layout(constant.values),
-        scale=layout(constant.scale),
-        zero_point=layout(constant.zero_point),
-    )
+    return constant.laid_out(layout)
 
 
 def _stages(kernel, stride, dilation):
-    """Return (number, distance) of what is gathered, one after the other.
+    """Factor a kernel into stages of (number of values, distance).
 
-    Few long copies are quicker than many short ones: a long kernel is
-    gathered in two steps.
+    A window of 128 values gathered at once takes 128 short copies for each
+    position. Gathered as 8 neighbours, and of these blocks 16 that are 8 apart,
+    it takes 24 copies, most of them longer. Possible where stride is 1: then
+    the blocks of all positions are the windows of a shorter kernel.
 
     Example
     -------
@@ -144,7 +147,7 @@ def _stages(kernel, stride, dilation):
 
 
 def _windows(x, width, positions):
-    """Return what a kernel sees at each of its positions.
+    """Gather the values that a kernel sees at each of its positions.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""What ONNX Runtime made of a graph: which layers run on integer kernels."""
+"""Which layers of an ONNX Runtime session run on integer kernels."""
 
 from collections import defaultdict
 from typing import NamedTuple
@@ -11,7 +11,8 @@ from speechbrain_stablequant.runtime.onnx.lowering import QdqLowering
 
 __all__ = ["read_execution"]
 
-# Their first input is of integers, by definition.
+# Operators whose first input is integers by definition, and float ones that
+# use weights.
 _INTEGER = (
     "ConvInteger",
     "MatMulInteger",
@@ -108,7 +109,7 @@ def _kernel(node, weights: str) -> _Kernel:
 
 
 def _kernels_of(name: str, users):
-    """Follow a weight to the operators that compute with it."""
+    """Follow a weight through casts and layouts to what multiplies by it."""
     for node in users[name]:
         if node.op_type in _INTEGER or node.op_type in _FLOAT:
             yield node

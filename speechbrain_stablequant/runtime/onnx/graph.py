@@ -1,4 +1,9 @@
-"""From what the exporter wrote to a file with integers: passes over ONNX."""
+"""Passes over an exported ONNX graph that put integers in place.
+
+The exporter knows neither integer weights nor 4-bit types. It writes
+placeholders for weights; the passes here replace them, and arrange
+quantization such that ONNX Runtime recognises integer kernels.
+"""
 
 import numpy as np
 
@@ -7,8 +12,8 @@ from speechbrain_stablequant.runtime.onnx.weights import WeightNodes
 
 __all__ = ["finish"]
 
-_OPSET, _IR_VERSION = 21, 10  # the first with 4-bit integers and blocks
-# They move values, and do to integers what they do to real numbers.
+_OPSET, _IR_VERSION = 21, 10  # the first with 4-bit integers and groups
+# Operators that only move values: moving integers gives the same.
 _MOVEMENTS = (
     "Concat",
     "Flatten",
@@ -64,7 +69,7 @@ def _attributes(node) -> dict:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-# -- weights -------------------------------------------------------------------------
+# -- weights ------------------------------------------------------------------
 
 
 def _place_weights(graph, nodes, lowering):
@@ -117,8 +122,8 @@ def _connect(node, found, aliases, result) -> None:
 def _product(gemm, columns: str):
     """Return the nodes of a product of matrices plus a bias.
 
-    The runtime knows Gemm on integers only with a bias of integers, and makes
-    a Gemm of the product and the sum unless something is between them.
+    ONNX Runtime has Gemm on integers only with an integer bias, and fuses
+    MatMul and Add into Gemm. An extra axis keeps the two apart.
     """
     from onnx import helper
 
@@ -140,14 +145,14 @@ def _product(gemm, columns: str):
     ]
 
 
-# -- activations ---------------------------------------------------------------------
+# -- activations --------------------------------------------------------------
 
 
 def _delay_dequantization(nodes):
-    """Move values about while they are integers.
+    """Move values about as integers, and dequantize them afterwards.
 
-    A kernel for integers takes them only if they are made real immediately
-    before it; four times less to move is a gain by itself.
+    ONNX Runtime uses an integer kernel only where DequantizeLinear comes
+    immediately before the operator. Integers are also a quarter of the bytes.
     """
     from onnx import helper
 
@@ -203,11 +208,14 @@ def _constants(nodes) -> dict[str, bytes]:
     }
 
 
-# -- convolutions in many groups -----------------------------------------------------
+# -- convolutions in many groups ----------------------------------------------
 
 
 def _integer_convolutions(graph, nodes):
-    """Let ConvInteger do what is left of convolutions with real results."""
+    """Use ConvInteger for convolutions that are not matrix products.
+
+    Those in many groups are left (see `convolution.MAX_GROUPS`).
+    """
     from onnx import numpy_helper
 
     producers = {name: node for node in nodes for name in node.output}
@@ -239,7 +247,7 @@ def _integer_convolution(graph, node, x, weight, arrays):
     zero = arrays.get(weight.input[2]) if len(weight.input) > 2 else None
     scale = arrays.get(weight.input[1])
     if scale is None or (zero is not None and zero.any()):
-        return [node]  # no kernel for a zero point of each channel
+        return [node]  # ConvInteger has no zero point for each channel
     axes = len(_attributes(node)["kernel_shape"])
     out = node.output[0]
 

@@ -1,9 +1,10 @@
 """How quantized layers present themselves to the ONNX exporter.
 
-A weight becomes a placeholder that `onnx_graph` fills with the integers of
-the layer; an input becomes QuantizeLinear and DequantizeLinear. Activations
-are unsigned: the same real values, one integer 128 higher, for kernels of
-ONNX Runtime are made for unsigned times signed.
+A weight becomes a placeholder, which `onnx.graph` replaces by the integers of
+the layer after the export; an input becomes QuantizeLinear and
+DequantizeLinear. Activations are always unsigned, as ONNX Runtime's kernels
+multiply unsigned by signed integers: signed levels are raised by 128, and the
+zero point with them, which leaves the real values as they are.
 """
 
 import math
@@ -38,7 +39,8 @@ __all__ = [
 ]
 
 _PLACEHOLDER = "stablequant::Weight"
-# Gates are reordered and vectors normalized before their weights are used.
+# Layers whose weights the exporter computes with (gates reordered, vectors
+# normalized): it needs real values in place of a placeholder.
 _FLOAT = (QuantizedClassifier, QuantizedGRU, QuantizedLSTM, QuantizedRNN)
 
 
@@ -91,7 +93,7 @@ class QdqLowering(Lowering):
             return constant.real()
         name, copies = constant.name, 1
         while self.weights.get(name, constant).values is not constant.values:
-            copies += 1  # another part, or another layout, of the same
+            copies += 1  # a part or another layout of the same weight
             name = f"{constant.name}/{copies}"
         self.weights[name] = constant
         return _Weight.apply(_untraced(constant), name)
@@ -104,7 +106,7 @@ class QdqLowering(Lowering):
 
 
 def _signed(constant: Constant) -> Constant:
-    """Return the same real weight in signed integers, 128 lower."""
+    """Return the same real weight in signed integers: all 128 lower."""
 
     def lower(tensor):
         return (tensor.to(torch.int16) - 128).to(torch.int8)
@@ -122,7 +124,8 @@ def _signed(constant: Constant) -> Constant:
 def _untraced(constant: Constant) -> torch.Tensor:
     """Return a real weight with no record of how it was computed.
 
-    The exporter fails on functions that use tensors of the outer trace.
+    The exporter fails on autograd functions whose arguments were computed
+    inside the trace, hence NumPy.
     """
     real = constant.values.numpy().astype(np.float32)
     if constant.zero_point is not None:
@@ -172,10 +175,10 @@ class _Activation(torch.autograd.Function):
 
 @contextmanager
 def integer_convolutions(root: nn.Module) -> Iterator[None]:
-    """Show convolutions to the exporter as matrix products.
+    """Export convolutions as matrix products, inside a ``with`` block.
 
-    ONNX Runtime has quick integer kernels only for convolutions that round
-    their results to 8 bits, which is not what the layer means.
+    ONNX Runtime's fast integer convolution (QLinearConv) rounds its results to
+    8 bits, which the layer does not; its integer matrix product does not round.
 
     Arguments
     ---------
@@ -208,10 +211,10 @@ def _attention(
     scale=None,
     enable_gqa=False,
 ):
-    """Attention whose rows without any key are zero, as those of torch.
+    """Scaled dot-product attention; rows without any key give zeros.
 
-    The exporter would look for them among (time, time) scores; there are far
-    fewer values in the result.
+    The exporter's own translation looks for such rows among the (time, time)
+    scores. Replacing NaN in the result touches far fewer values.
     """
     if enable_gqa:
         raise RuntimeConversionError("attention with grouped queries")
@@ -230,7 +233,7 @@ def _attention(
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Show attention to the exporter as products and a softmax."""
+    """Export attention as matrix products and a softmax."""
     before = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = _attention
     try:

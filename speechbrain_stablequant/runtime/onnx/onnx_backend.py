@@ -1,4 +1,4 @@
-"""ONNX: files for others, and ONNX Runtime's int8 kernels on CPUs."""
+"""ONNX: files for other programs, and ONNX Runtime's int8 kernels on CPUs."""
 
 import io
 import tempfile
@@ -19,6 +19,7 @@ from speechbrain_stablequant.runtime.backend import (
     Backend,
     CompiledGraph,
     conversion_failure,
+    to_numpy,
 )
 from speechbrain_stablequant.runtime.lowering import lowered
 from speechbrain_stablequant.runtime.onnx.execution import read_execution
@@ -98,7 +99,7 @@ class OnnxBackend(Backend):
         return OnnxGraph(session, blob, structure, example_shapes, layers)
 
     def _note_slow(self, layers) -> None:
-        """Remark on integer kernels that gain nothing but their name."""
+        """Add a note about integer kernels that are slower than float."""
         slow = [row.name for row in layers if row.kernel == "ConvInteger"]
         if slow:
             self.notes.append(
@@ -111,7 +112,7 @@ class OnnxBackend(Backend):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is raised
+        options.log_severity_level = 4  # errors are raised, not logged
         # By default inputs of weight-only layers are quantized, too.
         options.add_session_config_entry(
             "session.qdq_matmulnbits_accuracy_level", "1"
@@ -124,7 +125,7 @@ class OnnxBackend(Backend):
             )
         except Exception as err:  # they have no base class of their own
             raise RuntimeConversionError(
-                f"ONNX Runtime refuses it: {str(err).strip()[:300]}"
+                f"ONNX Runtime cannot load it: {str(err).strip()[:300]}"
             ) from err
 
 
@@ -170,7 +171,7 @@ class OnnxGraph(CompiledGraph):
 
 
 class ExportedOnnx(NamedTuple):
-    """A file for others.
+    """A written ONNX file.
 
     Arguments
     ---------
@@ -189,9 +190,9 @@ def export_onnx(
 ) -> ExportedOnnx:
     """Write a quantized module to an ONNX file.
 
-    The file holds the very integers of its layers (those of at most 4 bits
-    two to a byte) and QuantizeLinear and DequantizeLinear around what runs on
-    integers. Every axis of every input may change in size.
+    The file holds exactly the integers of the layers (two to a byte where they
+    have at most 4 bits), with QuantizeLinear and DequantizeLinear around what
+    runs on integers. Every axis of every input may change in size.
 
     Arguments
     ---------
@@ -286,11 +287,3 @@ def _convert(module, signature, tensors, lowering, names=None):
 
 def _plain_names(count: int) -> list[str]:
     return [f"input_{index}" for index in range(count)]
-
-
-def to_numpy(tensor: torch.Tensor):
-    """Return an array of a type that ONNX Runtime takes."""
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.to(torch.float32)
-    return tensor.contiguous().numpy()

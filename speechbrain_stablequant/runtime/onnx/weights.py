@@ -15,7 +15,8 @@ class WeightNodes:
     """One weight of integers, and the nodes that its users need.
 
     Initializers are named after the weight: ``layer.weight``, with a suffix
-    after a slash for its scale and for other layouts of it.
+    after a slash for its scale and for other layouts of it. `execution` finds
+    by these names which operator computes with which layer.
 
     Arguments
     ---------
@@ -61,7 +62,7 @@ class WeightNodes:
             return tensor.reshape(())
         return tensor.flatten()
 
-    # -- what users ask for ------------------------------------------------------
+    # -- what users ask for ---------------------------------------------------
 
     def real(self) -> str:
         """Return the name of the real weight, in the layer's layout."""
@@ -88,10 +89,10 @@ class WeightNodes:
         return self._dequantized(name, "columns", axis, flip)
 
     def _expanded(self) -> str:
-        """Return the name of a real weight that is not dequantized.
+        """Return the name of the real weight, without DequantizeLinear.
 
-        ONNX Runtime takes DequantizeLinear with blocks for one without when
-        the inputs of a product are integers, and fails.
+        If the inputs of the product are integers, too, ONNX Runtime overlooks
+        that a DequantizeLinear has groups, and fails.
         """
         rows = self.values.shape[0]
         blocks = self._add(
@@ -114,7 +115,7 @@ class WeightNodes:
         return step("Reshape", [x, flat], "real")
 
     def gather(self, indices: str, output: str) -> None:
-        """Look up rows while they are integers: not all are made real."""
+        """Look up rows as integers, and dequantize only those."""
         if self.block is not None or self.axis == 1:
             self._node("Gather", [self.real(), indices], output, axis=0)
             return
@@ -137,7 +138,7 @@ class WeightNodes:
         result = f"{output}/{suffix}"
         return self._node("Gather", [name, indices], result, axis=0)
 
-    # -- initializers and nodes --------------------------------------------------
+    # -- initializers and nodes -----------------------------------------------
 
     def _packed(self) -> str:
         """Return the name of the integers as they are in the file."""

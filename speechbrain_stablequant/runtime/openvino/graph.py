@@ -1,4 +1,10 @@
-"""Reading and changing OpenVINO's graphs."""
+"""Which layers of an OpenVINO graph run in int8, and 4-bit weights.
+
+The compiler fuses and renames operators, so that a kernel does not say which
+layer it computes. Integer constants are therefore named after their layer
+before the graph is compiled (`name_weights`), and kernels are told by their
+constants afterwards (`read_execution`).
+"""
 
 from collections import defaultdict
 
@@ -53,9 +59,9 @@ def name_weights(model) -> None:
 def read_execution(runtime_model, module: nn.Module) -> list[LayerExecution]:
     """Read from an execution graph how each quantized layer really runs.
 
-    The type that the plugin states for a layer is not enough: a float layer
-    with compressed weights is "i8" too. What counts is that the kernel is an
-    integer one and that integers arrive at its input.
+    The precision that the plugin reports for a layer is not enough: it is "i8"
+    for a float layer with compressed weights, too. What counts is that the
+    kernel is an integer one and that its input arrives as integers.
 
     Arguments
     ---------
@@ -78,7 +84,7 @@ def read_execution(runtime_model, module: nn.Module) -> list[LayerExecution]:
         if not found:
             rows.append(LayerExecution(name, planned, "not run"))
             continue
-        # Attention multiplies activations with each other, too.
+        # Products of two activations, as in attention, have no weight.
         found = [n for n in found if n.has_constant_weight] or found
         if planned:
             worst = min(found, key=lambda n: n.precision == "int8")
@@ -115,7 +121,7 @@ class _Kernel:
             name = constant.get_friendly_name()
             if name.startswith(_WEIGHT):
                 self.layers = {name.removeprefix(_WEIGHT)}
-        if self.type in _RECURRENT:  # their names do not tell where they are
+        if self.type in _RECURRENT:  # their own names do not contain the layer
             self.layers |= {
                 _layer_of(name)
                 for name in (s.get_friendly_name() for s in sources)
@@ -195,7 +201,7 @@ def pack_low_bit(model, module: nn.Module) -> None:
         values = constant.data.astype(np.int8)
         if values.min() < -8 or values.max() > 7:
             continue
-        if values.shape[-1] % 2:  # OpenVINO reads rows of odd length wrongly
+        if values.shape[-1] % 2:  # OpenVINO misreads 4-bit rows of odd length
             continue
         packed = openvino.Tensor(openvino.Type.i4, openvino.Shape(values.shape))
         packed.data[:] = pack_nibbles(values).view(packed.data.dtype)
@@ -212,7 +218,7 @@ def _is_low_bit(layer: QuantizedModule) -> bool:
 
 
 def _integer_source(node):
-    """Follow what makes a weight real back to its integer constant."""
+    """Follow the dequantization of a weight back to its integer constant."""
     while node.get_type_name() != "Constant":
         if node.get_input_size() == 0 or node.get_type_name() not in (
             "Convert",

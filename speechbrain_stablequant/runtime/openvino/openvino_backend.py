@@ -18,6 +18,7 @@ from speechbrain_stablequant.runtime.backend import (
     CompiledGraph,
     conversion_failure,
     quantized_layers,
+    to_numpy,
 )
 from speechbrain_stablequant.runtime.lowering import Lowering, lowered
 from speechbrain_stablequant.runtime.openvino.graph import (
@@ -30,18 +31,17 @@ from speechbrain_stablequant.runtime.tracing import Signature, inert, trace
 
 __all__ = ["OpenVinoBackend", "release_freed_memory"]
 
-_WORTH_TRIMMING = 1.125  # a larger input; giving memory back takes time too
-_core = None
+# Growth of the input at which freed memory is given back: not at each call, as
+# that takes time too.
+_WORTH_TRIMMING = 1.125
 
 
+@functools.cache
 def core():
     """Return the one OpenVINO core of this process."""
-    global _core
-    if _core is None:
-        import openvino
+    import openvino
 
-        _core = openvino.Core()
-    return _core
+    return openvino.Core()
 
 
 class OpenVinoBackend(Backend):
@@ -89,7 +89,7 @@ class OpenVinoBackend(Backend):
         has_int8 = any(planned for _, _, planned in quantized_layers(module))
         lowering = Lowering(self.processor.saturates, has_int8)
         traced = None
-        # Rewrites lay out what the lowering has made, so they come after it.
+        # Rewrites lay out the constants of the lowering, hence this order.
         with inert(), lowered(module, lowering), rewritten(module):
             traced, structure = trace(module, signature, tensors)
             try:
@@ -107,15 +107,15 @@ class OpenVinoBackend(Backend):
 def _convert_traced(traced):
     """Convert a trace with the frontend itself, all dimensions dynamic.
 
-    ``openvino.convert_model`` does the same, ten times slower, and reports
-    its use over the network.
+    ``openvino.convert_model`` does the same ten times slower, and sends
+    telemetry.
     """
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    # Recipes log at debug level into their log.txt, where this frontend would
-    # write the whole graph: megabytes.
+    # Recipes log at debug level to their log.txt; the frontend would write the
+    # whole graph there, megabytes of it.
     frontend_logger = logging.getLogger("openvino.frontend.pytorch")
     if frontend_logger.level == logging.NOTSET:
         frontend_logger.setLevel(logging.INFO)
@@ -142,7 +142,7 @@ class OpenVinoGraph(CompiledGraph):
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run; each concurrent caller has a request of its own."""
-        inputs = [_to_numpy(tensor) for tensor in tensors]
+        inputs = [to_numpy(tensor) for tensor in tensors]
         # Inputs that the graph does not need are not among its parameters.
         try:
             request = self._requests.get_nowait()
@@ -162,13 +162,6 @@ class OpenVinoGraph(CompiledGraph):
             if num_bytes > _WORTH_TRIMMING * self._largest:
                 self._largest = num_bytes
                 release_freed_memory()
-
-
-def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.to(torch.float32)
-    return tensor.contiguous().numpy()
 
 
 @functools.cache

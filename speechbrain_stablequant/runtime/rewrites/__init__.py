@@ -1,8 +1,10 @@
-"""Equal forms of modules that compilers turn into faster graphs.
+"""Rewrites: equal forms of modules that compilers turn into faster graphs.
 
-They hold while a module is traced and change no result but by rounding. Each
-family of models has a file of its own with functions that look at one module
-and return the methods to put in place.
+They are in place while a module is traced, and change results by no more than
+rounding. Compilers fuse and quantize matrix products well, but with dynamic
+shapes they leave transposes, pads and copies around convolutions as they are;
+the rewrites avoid these. Each family of models has a file of its own, with
+functions that look at one module and return the methods to replace.
 """
 
 import contextlib
@@ -36,15 +38,15 @@ _ABSENT = object()
 
 @contextlib.contextmanager
 def rewritten(root: nn.Module) -> Iterator[None]:
-    """Put faster methods on the modules that have any.
+    """Replace methods by faster ones inside a ``with`` block.
 
-    Enter it inside `lowered`: constants are computed from weights as they are
-    on entering.
+    Enter it inside `lowered`: rewrites lay out weights on entering, and are to
+    find the integer constants that lowering has put there.
 
     Arguments
     ---------
     root : torch.nn.Module
-        Float or quantized module in evaluation mode; as before after the
+        Float or quantized module in evaluation mode; unchanged after the
         block.
 
     Example
@@ -61,6 +63,7 @@ def rewritten(root: nn.Module) -> Iterator[None]:
                 for target, name, function in rewrite(module):
                     attributes = target.__dict__
                     old = attributes.get(name, _ABSENT)
+                    # A method may be replaced twice: the first find counts.
                     before.setdefault((target, name), old)
                     attributes[name] = function
         yield

@@ -15,10 +15,12 @@ __all__ = [
 
 
 def _rel_shift(x):
-    """Move row i by i places to the left of where the first row begins.
+    """Shift row i of the scores by i positions (Transformer-XL).
 
-    One slice does it: what it drops between two rows is one value less than
-    a row has. The original pads a column, copies, and slices twice.
+    Scores are given for each relative position; each query needs those that
+    begin one place further left than for the query before. In the flattened
+    matrix this is one slice, reshaped to rows that are one value shorter. The
+    original pads a column, copies, and slices twice.
     """
     batch, heads, queries, positions = x.shape
     step = positions - 1
@@ -29,7 +31,7 @@ def _rel_shift(x):
 
 
 def rewrite_relative_attention(module):
-    """Return a shorter ``rel_shift`` for ``RelPosMHAXL`` (Conformer).
+    """Return a cheaper ``rel_shift`` for ``RelPosMHAXL`` (Conformer).
 
     Arguments
     ---------
@@ -67,7 +69,8 @@ def rewrite_relative_encoding(module):
         steps = torch.arange(
             2 * seq_len - 1, dtype=torch.float32, device=frequencies.device
         )
-        # Past and future differ in nothing but their order.
+        # The encoding of a distance is the same for past and future, so that
+        # no two halves need to be computed, flipped and joined.
         distance = (steps - (seq_len - 1)).abs().unsqueeze(-1)
         angles = distance * frequencies
         # Joined row by row, then interleaved: cheaper than to stack scalars.
@@ -79,10 +82,10 @@ def rewrite_relative_encoding(module):
 
 
 class _WavLMAttention:
-    """Adds position bias and padding one after the other to the scores.
+    """WavLM's attention, with position bias and padding added one by one.
 
-    Each sum is then part of the attention kernel; bias and padding added to
-    each other would be one more tensor of (batch, heads, time, time).
+    Each sum is fused into the attention kernel. The original first adds the
+    two to each other: one more tensor of (batch, heads, time, time).
     """
 
     def __init__(self, attention):

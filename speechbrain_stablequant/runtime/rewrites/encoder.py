@@ -1,8 +1,9 @@
-"""Transformer encoders of wav2vec 2.0 and its kin, at few different lengths.
+"""Transformer encoders of the wav2vec 2.0 family, at few different lengths.
 
 A runtime prepares its kernels anew for each length that it has not seen, and
-hardly two utterances are equally long. Padded to whole groups of frames, which
-the encoders mask as they mask padding in a batch, they mostly are.
+hardly two utterances are equally long. Here they are padded to a multiple of
+`FRAMES` frames, which the encoder masks like any padding in a batch, so that
+few lengths are left.
 """
 
 import re
@@ -11,7 +12,7 @@ import torch
 
 __all__ = ["rewrite_encoder"]
 
-FRAMES = 16  # 0.3 s; on average half of it is computed in vain
+FRAMES = 16  # 0.3 s, of which half is wasted on average
 _ENCODER = re.compile(
     r"transformers\.models\.(wav2vec2|hubert|wavlm|data2vec)\..*"
     r"\.\w+(?<!Feature)Encoder(StableLayerNorm)?"
@@ -50,13 +51,13 @@ def rewrite_encoder(module):
 
 
 class _PaddedEncoder:
-    """An encoder that adds masked frames and takes them off again."""
+    """An encoder that appends masked frames and removes them afterwards."""
 
     def __init__(self, encoder):
         self.encoder, self.active = encoder, True
 
     def __call__(self, hidden_states, attention_mask=None, **options):
-        """Return what the encoder does, if it returns nothing but that."""
+        """Run the encoder; unpadded where it returns more than its output."""
         run = type(self.encoder).forward
         if not self.active or options.get("return_dict") is False:
             return run(

@@ -1,4 +1,9 @@
-"""Convolutional feature encoders of wav2vec 2.0 and its kin, frames first."""
+"""Convolutional feature encoders of the wav2vec 2.0 family, frames first.
+
+On (batch, time, channels) each convolution is a matrix product over windows,
+and layer norms normalize the last axis: nothing has to be transposed in
+between.
+"""
 
 import math
 import re
@@ -29,7 +34,7 @@ def _class_match(pattern, module):
 
 
 class _FramesFirstLayer:
-    """Convolution and activation, between them possibly a layer norm."""
+    """Convolution, layer norm (if there is one) and activation."""
 
     def __init__(self, layer):
         self.layer = layer
@@ -46,18 +51,22 @@ class _FramesFirstLayer:
 class _GroupNormLayer:
     """First layer: convolution, then each channel normalized over time.
 
-    A channel's mean and variance follow from those of the windows, which are
-    ten values wide, not five hundred: one pass over the output is enough.
+    Mean and variance of the output follow from the input. A channel is
+    ``w @ window + b``, so that its mean is ``w @ mean(window) + b`` and its
+    variance ``w @ cov(window) @ w``. Windows have ten values where the output
+    has 512 channels: statistics of the windows cost next to nothing, and the
+    output is normalized in the same pass that computes it.
     """
 
     def __init__(self, layer):
         self.layer = layer
         matrix = matrix_of(layer.conv)().detach().double()
-        # Neighbouring samples are alike; their cosine transform hardly
-        # correlates, so that float32 is good enough for the covariance.
+        # Neighbouring samples are highly correlated, so that w @ cov @ w would
+        # cancel in float32. Their cosine transform is hardly correlated: with
+        # windows and filters in that basis, float32 is accurate enough.
         basis = _cosines(matrix.shape[1]).to(matrix.device)
-        # Constants of their own: compilers do not take a weight with two
-        # users for one of an integer layer.
+        # A copy of the weight: compilers do not use an integer kernel for a
+        # weight that has another user.
         self.filters = (matrix @ basis).t().float().contiguous()
         self.basis = basis.float()
 
@@ -69,8 +78,8 @@ class _GroupNormLayer:
     def _affine(self, x):
         """Return what the normalization multiplies with and adds."""
         conv, norm = self.layer.conv, self.layer.layer_norm
-        # Quantized apart from the convolution's input, which would not be
-        # handed over as integers if it were used as floats, too.
+        # Quantized separately from the convolution's input: were that used
+        # here as float, too, it would not be passed on as integers.
         x = quantize_if_planned(conv, x)
         seen = windows(x, conv.kernel_size[0], conv.stride[0])
         spectrum = seen @ self.basis

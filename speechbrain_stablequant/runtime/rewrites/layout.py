@@ -1,8 +1,9 @@
 """Convolutions over time as matrix products on (batch, time, channels).
 
-A compiler that knows neither the batch size nor the length has to move
-tensors about between a convolution and what surrounds it. A matrix product
-over the frames that a convolution sees needs only to gather these.
+A compiler that knows neither the batch size nor the length has to copy tensors
+between a convolution's layout and that of the layers around it. Written as a
+matrix product over the frames that it sees (im2col), a convolution needs
+nothing but to gather these, and has the fastest integer kernels.
 """
 
 import torch
@@ -20,7 +21,7 @@ __all__ = [
 
 
 def taken(x, positions):
-    """Return frames of a tensor, those of a row next to each other.
+    """Gather frames of a tensor, those of a row side by side.
 
     Arguments
     ---------
@@ -64,7 +65,8 @@ def windows(x, kernel, stride):
         return x
     positions = (time - kernel) // stride + 1
     if channels == 1 and kernel % stride == 0:
-        # Frames of one value are too short to be gathered one by one.
+        # Single values are too short to be gathered one by one. As the kernel
+        # is a multiple of the stride, windows are made of whole strides.
         per_window = kernel // stride
         blocks = x[:, : (positions + per_window - 1) * stride]
         blocks = blocks.reshape(batch, -1, stride)
@@ -114,21 +116,7 @@ def matrix_of(conv, columns=slice(None)):
     if constant is None:
         return lambda: layout(conv.weight)
 
-    # Of a lowered layer the integers are laid out anew: compilers only know
-    # an integer weight if nothing but its scales comes after the constant.
-    def constant_layout(tensor):
-        if tensor is None:
-            return None
-        if tensor.shape[1:] != (1, 1):
-            tensor = tensor.expand_as(constant.values)
-            return layout(tensor).contiguous().clone()
-        return tensor.flatten(1)
-
-    matrix = constant._replace(
-        values=layout(constant.values).contiguous().clone(),
-        scale=constant_layout(constant.scale),
-        zero_point=constant_layout(constant.zero_point),
-    )
+    matrix = constant.laid_out(layout)
     return lambda: cache.lowering.weight(matrix)
 
 
@@ -150,7 +138,8 @@ class FramesFirstConv:
         conv = self.conv
         size = conv.kernel_size[0], conv.stride[0]
         if conv.in_channels == 1:
-            # Integers would not survive the concatenation in `windows`.
+            # OpenVINO does not keep integers through a concatenation, which
+            # is how `windows` gathers single values: quantize after it.
             x = quantize_if_planned(conv, windows(x, *size))
         else:
             x = windows(quantize_if_planned(conv, x), *size)

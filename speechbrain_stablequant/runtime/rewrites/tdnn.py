@@ -1,4 +1,9 @@
-"""SpeechBrain's ECAPA-TDNN on (batch, time, channels)."""
+"""SpeechBrain's ECAPA-TDNN on (batch, time, channels).
+
+SpeechBrain's layers take (batch, channels, time) and pad by reflection, one
+copy each. Here convolutions gather the reflected frames by index (`layout`),
+and the whole model stays in one layout.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +20,7 @@ __all__ = ["rewrite_ecapa"]
 
 
 class _Conv:
-    """``nn.Conv1d`` of a layer that reflects as many frames as it needs."""
+    """A "same" convolution with reflected frames at both ends."""
 
     def __init__(self, conv):
         self.conv = conv
@@ -32,7 +37,7 @@ class _Conv:
 
 
 def _reflected_windows(x, kernel, dilation):
-    """Return what a convolution sees that reflects frames at both ends."""
+    """Return the windows of a convolution with reflection at both ends."""
     if kernel == 1:
         return x
     last = x.shape[1] - 1
@@ -89,7 +94,7 @@ class _SqueezeExcitation:
 def _mask(x, lengths):
     """Return 1 for frames of an utterance, 0 for padding: (batch, time, 1)."""
     time = x.shape[1]
-    # Looked up when called, for tracers put a version of their own there.
+    # Looked up when called: `trace_patches` replaces it during a trace.
     mask = ecapa.length_to_mask(lengths * time, max_len=time, device=x.device)
     return mask.unsqueeze(-1)
 
@@ -97,9 +102,9 @@ def _mask(x, lengths):
 class _Pooling:
     """Mean and deviation over time, weighted by attention.
 
-    With global context each frame is told mean and deviation of the whole
-    utterance. What the attention makes of them is the same for all frames and
-    is computed once.
+    With global context the attention sees each frame together with mean and
+    deviation of the whole utterance. Their share of its first convolution is
+    the same for all frames and is computed once (`_ContextConv`).
     """
 
     def __init__(self, pooling):
@@ -147,7 +152,7 @@ class _ContextConv:
 
 
 def _supported(layer):
-    """Return whether one of the wrapped layers is as in the paper."""
+    """Return whether a layer is of a kind that is rewritten here."""
     if isinstance(layer, ecapa.Conv1d):
         size = layer.conv.kernel_size[0]
         return (
@@ -210,7 +215,7 @@ def rewrite_ecapa(module):
     for wrapper in wrappers:
         is_conv = isinstance(wrapper, ecapa.Conv1d)
         inner = wrapper.conv if is_conv else wrapper.norm
-        # The wrapper would turn axes and pad.
+        # SpeechBrain's wrapper would transpose and pad.
         changes.append((wrapper, inner.__call__))
         changes.append((inner, (_Conv if is_conv else _BatchNorm)(inner)))
     kinds = (

@@ -4,7 +4,11 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.runtime import accelerate, decelerate
+from speechbrain_stablequant.runtime import (
+    accelerate,
+    decelerate,
+    runtime_report,
+)
 
 X = torch.linspace(-3, 4, 2 * 5 * 8).reshape(2, 5, 8).sin() * 2
 LONGER = torch.linspace(-7, 7, 3 * 9 * 8).reshape(3, 9, 8).cos() * 2
@@ -77,3 +81,10 @@ def compare(model, calls, tolerance=1e-5, call=None, **options):
     fast(model, **options)
     for args, wanted in zip(calls, expected):
         assert distance(call(model, *args), wanted) < tolerance
+
+
+def ran(model):
+    """Return the names of what was compiled, and why the rest was not."""
+    units = runtime_report(model).units
+    done = [unit.name for unit in units if unit.failure is None]
+    return done, {u.name: u.failure for u in units if u.failure is not None}

@@ -49,7 +49,7 @@ FAMILIES = {
 }
 ENCODER = {
     "hidden_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "conv_dim": [16] * 4,
@@ -85,8 +85,7 @@ def test_encoders_with_padding(family):
 # -- speaker embeddings --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", ["W8A8", "W4A8"])
-def test_ecapa_with_and_without_lengths(bits):
+def test_ecapa_with_and_without_lengths():
     model = ECAPA_TDNN(
         20,
         channels=[32, 32, 32, 32, 96],
@@ -104,7 +103,7 @@ def test_ecapa_with_and_without_lengths(bits):
         (one,),
         (many,),
     ]
-    report = check(model, calls, pieces=2, bits=bits)
+    report = check(model, calls, pieces=2)
     assert report.num_planned > 20
 
 
@@ -132,8 +131,8 @@ def recognizer(encoder, **options):
         input_size=24,
         d_model=32,
         nhead=4,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
         d_ffn=48,
         encoder_module=encoder,
         causal=False,
@@ -183,7 +182,7 @@ def test_recognizers_encode_and_decode(name):
     quantized(model, calls[0], lambda m, batch: call(m, *batch))
     compare(model, calls, NEAR, call=call)
     report = runtime_report(model)
-    assert report.num_int8 == report.num_run > 8
+    assert report.num_int8 == report.num_run > 4
     pieces = {unit.name: unit.failure for unit in report.units}
     assert set(pieces.values()) == {None}
     assert {"custom_src_module", "encoder"} <= set(pieces)
@@ -200,7 +199,7 @@ def test_recognizer_as_a_whole():
     quantized(model, calls[0], lambda m, batch: call(m, *batch))
     compare(model, calls, NEAR, call=call)
     report = runtime_report(model)
-    assert report.num_int8 == report.num_planned > 10
+    assert report.num_int8 == report.num_planned > 5
 
 
 def test_an_encoder_behind_another_name():
@@ -225,7 +224,7 @@ def test_an_encoder_behind_another_name():
     compare(encoder, calls, NEAR, call=call)
     report = runtime_report(encoder)
     assert [(u.name, u.failure) for u in report.units] == [("", None)]
-    assert report.num_int8 > 8
+    assert report.num_int8 > 4
     assert report.num_run < report.num_planned  # the decoder was not called
 
 
@@ -235,19 +234,19 @@ def test_language_model_grows_by_one_token_at_a_time(bits):
         vocab=30,
         d_model=32,
         nhead=4,
-        num_encoder_layers=2,
+        num_encoder_layers=1,
         num_decoder_layers=0,
         d_ffn=48,
     )
     tokens = torch.randint(1, 30, (4, 12))
-    calls = [(tokens[:, :7],)] + [(tokens[:, :n],) for n in range(1, 13)]
+    calls = [(tokens[:, :7],)] + [(tokens[:, :n],) for n in (1, 2, 3, 8, 9, 12)]
     calls += [(tokens[:1],), (tokens.repeat(5, 1),)]
     quantized(model, calls[0], lambda m, batch: m(*batch), bits=bits)
     compare(model, calls, NEAR if bits == "W8A8" else 1e-4)
     report = runtime_report(model)
     assert [u.failure for u in report.units] == [None]
     assert report.num_int8 == report.num_planned
-    assert report.num_planned == (0 if bits == "W4" else 10)
+    assert report.num_planned == (0 if bits == "W4" else 6)
 
 
 def test_padded_frames_do_not_reach_the_result():

@@ -4,17 +4,15 @@ Tolerances are relative, root mean square. A layer fed with an input that is
 nowhere near the middle between two levels agrees to rounding errors of
 float32 (1e-5). Behind a first layer such errors may move a value that is
 nearly in the middle to the next level; of the few values of these layers one
-or two do, each worth a level (1/127 of the largest, hence 0.02).
-"""
+or two do, each worth a level (1/127 of the largest, hence 0.02)."""
 
 import pytest
 import torch
-from speechbrain.nnet.attention import RelPosMHAXL, RoPEMHA
 from speechbrain.nnet.CNN import Conv1d, Conv2d
 from torch import nn
 
 from speechbrain_stablequant.errors import ExecutionError
-from speechbrain_stablequant.runtime import decelerate, runtime_report
+from speechbrain_stablequant.runtime import runtime_report
 from tests.unit.runtime import helpers
 from tests.unit.runtime.helpers import compare, quantized
 
@@ -387,155 +385,3 @@ def test_layers_with_and_without_input_scales_in_one_graph():
         "rnn": "f32",
     }
     assert report.summary().startswith("2 of 2 layers executed in int8")
-
-
-# -- recurrent layers: states and what is packed -----------------------------------
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_recurrent_layers_with_a_state(kind):
-    make, x, longer = LAYERS[kind]
-    layer = quantized(nn.ModuleList([make()]), bits="W8")[0]
-
-    def state(batch):
-        h = torch.randn(4, batch, 5)
-        return (h, h.flip(0)) if kind == "lstm" else h
-
-    model = nn.ModuleList([layer]).eval()
-    calls = [(x, state(2)), (longer, state(3)), (x,)]
-    compare(model, calls, EXACT, call=lambda m, *args: m[0](*args))
-
-
-def test_packed_sequences_still_work():
-    model = nn.ModuleList([LAYERS["lstm"][0]()])
-    quantized(model, bits="W8")
-    packed = nn.utils.rnn.pack_padded_sequence(
-        LONGER, torch.tensor([31, 9, 4]), batch_first=True
-    )
-    compare(model, [(packed,), (FRAMES,)], EXACT, call=lambda m, x: m[0](x)[0])
-
-
-# -- attention ---------------------------------------------------------------------
-
-
-def padding(batch, time):
-    mask = torch.zeros(batch, time, dtype=torch.bool)
-    mask[-1, time // 2 :] = True
-    return mask
-
-
-def future(time):
-    return torch.ones(time, time, dtype=torch.bool).triu(1)
-
-
-class Attention(nn.Module):
-    """Self-attention behind a layer norm, as in SpeechBrain's encoders."""
-
-    def __init__(self, attention):
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x, **options):
-        return self.attention(x, x, x, **options)
-
-
-class Cross(Attention):
-    def forward(self, x, memory, **options):
-        return self.attention(x, memory, memory, **options)
-
-
-def run(model, args, options):
-    return model(*args, **options)
-
-
-def check_attention(model, calls, **knobs):
-    args, options = calls[0]
-    quantized(model, args, lambda m, batch: m(*batch, **options), **knobs)
-    in_int8 = "A" in knobs.get("bits", "W8A8")
-    compare(model, calls, NEAR, call=run)
-    report = runtime_report(model)
-    planned = len(report.layers) if in_int8 else 0
-    assert (report.num_int8, report.num_planned) == (planned, planned)
-    assert report.layers
-    assert not [u.failure for u in report.units if u.failure is not None]
-
-
-def self_calls(x, longer, with_future=True):
-    for y in (x, longer, x[:1]):
-        batch, time = y.shape[:2]
-        yield (y,), {}
-        yield (y,), {"key_padding_mask": padding(batch, time)}
-        if with_future:
-            yield (y,), {"attn_mask": future(time)}
-
-
-@pytest.mark.parametrize("bits", ["W8A8", "W4A6"])
-@pytest.mark.parametrize("weights", [True, False])
-def test_self_attention(bits, weights):
-    model = Attention(nn.MultiheadAttention(12, 2, batch_first=True))
-    calls = [
-        (args, {**options, "need_weights": weights})
-        for args, options in self_calls(FRAMES, LONGER)
-    ]
-    check_attention(model, calls, bits=bits)
-
-
-@pytest.mark.parametrize("sizes", [{}, {"kdim": 7, "vdim": 7}])
-def test_cross_attention(sizes):
-    layer = nn.MultiheadAttention(12, 2, batch_first=True, **sizes)
-    width = sizes.get("kdim", 12)
-    calls = [
-        ((x, memory), options)
-        for x, memory in [
-            (FRAMES, torch.randn(2, 9, width)),
-            (LONGER, torch.randn(3, 14, width)),
-        ]
-        for options in (
-            {},
-            {"key_padding_mask": padding(*memory.shape[:2])},
-        )
-    ]
-    check_attention(Cross(layer), calls)
-
-
-def test_attention_with_weights_only():
-    model = Attention(nn.MultiheadAttention(12, 2, batch_first=True))
-    check_attention(model, list(self_calls(FRAMES, LONGER)), bits="W4")
-    assert {row.weights for row in layers_of(model)} == {"int8", "int4"}
-
-
-class Relative(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention = RelPosMHAXL(12, 2)
-
-    def forward(self, x, positions, **options):
-        return self.attention(x, x, x, positions, **options)
-
-
-def test_attention_with_relative_positions():
-    calls = [
-        ((*args, torch.randn(1, 2 * args[0].shape[1] - 1, 12)), options)
-        for args, options in self_calls(FRAMES, LONGER)
-    ]
-    model = Relative()
-    check_attention(model, calls)
-
-
-def test_attention_with_rotary_positions():
-    model = Attention(RoPEMHA(12, 2))
-    calls = list(self_calls(FRAMES, LONGER, with_future=False))
-    check_attention(model, calls)
-
-
-def test_attention_does_not_depend_on_what_is_padded():
-    model = Attention(nn.MultiheadAttention(12, 2, batch_first=True))
-    calls = [((LONGER,), {"key_padding_mask": padding(3, 31)})]
-    check_attention(model, calls)
-    other = LONGER.clone()
-    other[-1, 15:] = 0.5 * other[-1, 15:].flip(0)
-    with torch.no_grad():
-        first = run(model, *calls[0])[0]
-        second = run(model, (other,), calls[0][1])[0]
-    torch.testing.assert_close(first[-1, :15], second[-1, :15])
-    decelerate(model)

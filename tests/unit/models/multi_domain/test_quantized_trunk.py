@@ -16,8 +16,9 @@ BITS = ["W8", "W4", "W2", "W8A8", "W4A4"]
 
 
 def quantized_trunk(bits, *names, **overrides):
-    lm = models.multi_domain(models.transformer(**overrides), *names)
-    batches = [models.tokens(seed=seed) for seed in range(4)]
+    sizes = {"num_encoder_layers": 1, **overrides}
+    lm = models.multi_domain(models.transformer(**sizes), *names)
+    batches = [models.tokens(seed=seed) for seed in range(2)]
     quantize(lm.trunk, batches, bits=bits, progress=False)
     return lm
 
@@ -25,8 +26,9 @@ def quantized_trunk(bits, *names, **overrides):
 # -- training on integers -------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("pre_norm", [True, False])
+@pytest.mark.parametrize(
+    ("bits", "pre_norm"), [*((bits, True) for bits in BITS), ("W4A4", False)]
+)
 def test_a_domain_learns_and_the_integers_stay(bits, pre_norm):
     lm = quantized_trunk(bits, "a", "b", normalize_before=pre_norm)
     ids = models.tokens()
