@@ -18,7 +18,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "knob_reference",
+    "option_reference",
     "command_reference",
     "repository_links",
 ]
