@@ -6,7 +6,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
+from pygments.lexers.special import TextLexer
+from sphinx.highlighting import lexers
+
 import speechbrain_stablequant
+
+lexers["mermaid"] = TextLexer()  # hosts draw it; the site shows its source
 
 project = "speechbrain_stablequant"
 author = "The authors of speechbrain_stablequant"
