@@ -33,6 +33,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/mypy
 
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_OPTIONS)

@@ -37,7 +37,7 @@ class Agreement(PostTrainingQuantizer):
 
     Arguments
     ---------
-    **knobs : dict
+    **options : dict
         As for `PostTrainingQuantizer`.
     """
 

@@ -48,12 +48,12 @@ class MethodComparison(PostTrainingQuantizer):
     methods : list of str
         Observers (for ``uniform``), ``stablequant``, or ``stablequant`` and
         the observer of its third step: ``stablequant_entropy``.
-    **knobs : dict
+    **options : dict
         As for `PostTrainingQuantizer`.
     """
 
-    def __init__(self, widths=WIDTHS, methods=None, **knobs):
-        super().__init__(**knobs)
+    def __init__(self, widths=WIDTHS, methods=None, **options):
+        super().__init__(**options)
         self.widths = widths
         self.methods = methods or METHODS
         self.rows = []
@@ -67,7 +67,7 @@ class MethodComparison(PostTrainingQuantizer):
         for method in self.methods:
             for width in self.widths:
                 self.settings = dataclasses.replace(
-                    base, bits=width, **_knobs(method)
+                    base, bits=width, **_options(method)
                 )
                 self._planned, self.report = None, None
                 self.output_folder = top / "methods" / f"{method}_{width}"
@@ -95,7 +95,7 @@ class MethodComparison(PostTrainingQuantizer):
         print(", ".join(f"{k} {v}" for k, v in environment().items()))
 
 
-def _knobs(method: str) -> dict:
+def _options(method: str) -> dict:
     """Return the options that stand for a row of the table."""
     if method.startswith("stablequant"):
         observer = method[len("stablequant_") :] or "mse"

@@ -109,13 +109,13 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
         Names of rows.
     runtime : str
         As for `PostTrainingQuantizer`; integer kernels by default.
-    **knobs : dict
+    **options : dict
         As for `PostTrainingQuantizer`; ``max_drop`` is that of the rows which
         have such a budget.
     """
 
-    def __init__(self, rows=tuple(ROWS), runtime="openvino", **knobs):
-        super().__init__(runtime=runtime, **knobs)
+    def __init__(self, rows=tuple(ROWS), runtime="openvino", **options):
+        super().__init__(runtime=runtime, **options)
         for row in rows:
             if row not in ROWS:
                 raise KnobError(f"row '{row}' is unknown." + nearest(row, ROWS))
@@ -136,7 +136,7 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
         self._names.add(scored.name)
         start = self._run_float(brain, run, scored)
         for row in self.rows:
-            self.settings = dataclasses.replace(base, **row_knobs(row, base))
+            self.settings = dataclasses.replace(base, **row_options(row, base))
             self.output_folder = self._search_folder / row
             self._planned, self.report = self._kept.get(row, (None, None))
             result = dataclasses.replace(scored)
@@ -167,7 +167,7 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
             "knobs": {
                 key: value
                 for key, value in dataclasses.asdict(self.settings).items()
-                if key in row_knobs(row, self.settings)
+                if key in row_options(row, self.settings)
             },
             "bits": bits_by_type(self.report.planned),
             "num_bytes": sum(f["num_bytes"] for f in plain["files"]),
@@ -195,12 +195,14 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
             print(drawn)
 
 
-def row_knobs(row: str, base) -> dict:
+def row_options(row: str, base) -> dict:
     """Return the options that stand for a row, with its budget."""
-    knobs = {"max_drop": None, "target_size": None, **ROWS[row]}
+    options = {"max_drop": None, "target_size": None, **ROWS[row]}
     if row.startswith("max_drop"):
-        knobs["max_drop"] = MAX_DROP if base.max_drop is None else base.max_drop
-    return knobs
+        options["max_drop"] = (
+            MAX_DROP if base.max_drop is None else base.max_drop
+        )
+    return options
 
 
 def draw(rows: list[dict], folder: Path, max_drop: float) -> list[Path]:

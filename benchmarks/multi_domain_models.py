@@ -104,10 +104,10 @@ class Model:
         """
         trunk = getattr(self.lm, "trunk", self.lm)
         grouped = {"weight_granularity": "per_group", "weight_group_size": 64}
-        knobs = grouped if "A" not in bits else {}
+        options = grouped if "A" not in bits else {}
         ids = [[1, *self.tokenizer.encode_as_ids(t)] for t in sentences[:256]]
         batches = [torch.tensor([tokens]) for tokens in ids]
-        return quantize(trunk, batches, bits=bits, progress=False, **knobs)
+        return quantize(trunk, batches, bits=bits, progress=False, **options)
 
     def _append(self, stats, some, tokens, sentences):
         bos, eos = 1, 2

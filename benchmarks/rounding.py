@@ -39,15 +39,15 @@ class RoundingComparison(PostTrainingQuantizer):
     ---------
     cells : list of str
         Widths, with ``g`` and a number for groups of so many weights.
-    **knobs : dict
+    **options : dict
         As for `PostTrainingQuantizer`; ``method`` is ``uniform`` by default.
     """
 
-    def __init__(self, cells=CELLS, **knobs):
-        super().__init__(**{"method": "uniform", **knobs})
+    def __init__(self, cells=CELLS, **options):
+        super().__init__(**{"method": "uniform", **options})
         self.cells = list(cells)
         for cell in self.cells:
-            dataclasses.replace(self.settings, **cell_knobs(cell))
+            dataclasses.replace(self.settings, **cell_options(cell))
         self.rows = []
         self._kept: dict[tuple, tuple] = {}
         self._names: set[str] = set()
@@ -64,7 +64,7 @@ class RoundingComparison(PostTrainingQuantizer):
             results = []
             for rounding in ROUNDINGS:
                 self.settings = dataclasses.replace(
-                    base, rounding=rounding, **cell_knobs(cell)
+                    base, rounding=rounding, **cell_options(cell)
                 )
                 self.output_folder = top / "rounding" / f"{cell}_{rounding}"
                 results.append(dataclasses.replace(scored))
@@ -111,7 +111,7 @@ class RoundingComparison(PostTrainingQuantizer):
         print(", ".join(f"{k} {v}" for k, v in environment().items()))
 
 
-def cell_knobs(cell: str) -> dict:
+def cell_options(cell: str) -> dict:
     """Return the options that stand for a cell."""
     match = re.fullmatch(r"(W\d+(?:A\d+)?)(?:g(\d+))?", cell)
     if match is None:

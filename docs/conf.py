@@ -6,7 +6,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
+from pygments.lexers.special import TextLexer
+from sphinx.highlighting import lexers
+
 import speechbrain_stablequant
+
+lexers["mermaid"] = TextLexer()  # hosts draw it; the site shows its source
 
 project = "speechbrain_stablequant"
 author = "The authors of speechbrain_stablequant"
@@ -18,7 +23,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "knob_reference",
+    "option_reference",
     "command_reference",
     "repository_links",
 ]

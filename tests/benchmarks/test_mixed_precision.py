@@ -142,11 +142,11 @@ def test_picture(rows, tmp_path):
 @pytest.mark.parametrize("row", benchmark.ROWS)
 def test_rows_are_settings(row):
     base = Settings()
-    settings = dataclasses.replace(base, **benchmark.row_knobs(row, base))
+    settings = dataclasses.replace(base, **benchmark.row_options(row, base))
     json.dumps(dataclasses.asdict(settings))
     if row.startswith("max_drop"):
         assert settings.max_drop == 0.07
-        given = benchmark.row_knobs(row, Settings(max_drop=0.3))
+        given = benchmark.row_options(row, Settings(max_drop=0.3))
         assert given["max_drop"] == 0.3
     elif row.startswith("target"):
         assert settings.target_size == float(row[len("target_") :])

@@ -34,12 +34,12 @@ def test_table():
 
 
 def test_cells():
-    assert benchmark.cell_knobs("W3g64") == {
+    assert benchmark.cell_options("W3g64") == {
         "bits": "W3",
         "weight_granularity": "per_group",
         "weight_group_size": 64,
     }
-    assert benchmark.cell_knobs("W4A8")["weight_group_size"] is None
+    assert benchmark.cell_options("W4A8")["weight_group_size"] is None
     with pytest.raises(KnobError, match="W3g"):
         benchmark.RoundingComparison(cells=["W3g"])
 

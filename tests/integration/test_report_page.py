@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from speechbrain.utils.train_logger import TensorboardLogger
@@ -15,7 +12,6 @@ from speechbrain_stablequant.report.page import pictures
 from tests.integration import folders, tiny_brain, toy
 
 QUICK = "search_utterances: 6, calibration_utterances: 6"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +112,3 @@ def test_a_drawing_error_costs_the_drawing_only(tmp_path, monkeypatch, caplog):
     saved = json.loads((tmp_path / "ptq" / "report.json").read_text())
     assert saved["tests"][0]["metrics"]["loss"] == test["metrics"]["loss"]
     assert not (tmp_path / "ptq" / "report.html").exists()
-
-
-def test_a_build_has_the_template(tmp_path):
-    """What goes into a wheel, where the package is not beside its source."""
-    source, target = tmp_path / "source", tmp_path / "built"
-    source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy2(ROOT / name, source)
-    package = "speechbrain_stablequant"
-    shutil.copytree(ROOT / package, source / package)
-    command = "from setuptools import setup; setup()"
-    options = ("build_py", "--build-lib", target)
-    subprocess.run(
-        [sys.executable, "-c", command, *options], cwd=source, check=True
-    )
-    template = Path(package) / "report" / "page" / "template"
-    built = {path.name for path in (target / template).iterdir()}
-    assert built == {path.name for path in (ROOT / template).iterdir()}

@@ -69,7 +69,7 @@ def test_widths_differ_in_the_width_only():
     assert len(added) == 3
 
 
-def test_the_same_knobs_are_flat_in_all(tmp_path):
+def test_the_same_options_are_flat_in_all(tmp_path):
     """One command line works with each of the three."""
     flat = [
         {key for key in load(path, str(tmp_path)) if key.startswith("ptq")}

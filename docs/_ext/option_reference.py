@@ -1,6 +1,6 @@
-"""``knobs``: a list of knobs with defaults and descriptions, out of the code.
+"""``options``: a list of options with defaults and descriptions, out of the code.
 
-A knob that its docstring does not describe stops the build.
+An option that its docstring does not describe stops the build.
 """
 
 import dataclasses
@@ -13,18 +13,18 @@ from docutils.statemachine import StringList
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
-__all__ = ["read_knobs", "setup"]
+__all__ = ["read_options", "setup"]
 
 _LONGEST_DEFAULT = 60
 
 
-def read_knobs(owner):
-    """Return the knobs of a class: name, type, default and description.
+def read_options(owner):
+    """Return the options of a class: name, type, default and description.
 
     Arguments
     ---------
     owner : type
-        A dataclass, or a class whose constructor takes the knobs.
+        A dataclass, or a class whose constructor takes the options.
 
     Returns
     -------
@@ -34,29 +34,36 @@ def read_knobs(owner):
     Raises
     ------
     ExtensionError
-        If the docstring does not describe a knob, or describes one that does
+        If the docstring does not describe an option, or describes one that does
         not exist.
     """
     described = read_arguments(owner.__doc__)
     defaults = _defaults(owner)
-    for name in set(described) - set(defaults) - {"knobs"}:
+    for name in set(described) - set(defaults) - _variadic(owner):
         raise ExtensionError(
-            f"{owner.__name__} describes no knob of its own: {name}."
+            f"{owner.__name__} describes no option of its own: {name}."
         )
-    knobs = []
+    options = []
     for name, default in defaults.items():
         kind, text = described.get(name, ("", ""))
         if not text:
             raise ExtensionError(
-                f"The knob '{name}' of {owner.__name__} has no description: "
+                f"The option '{name}' of {owner.__name__} has no description: "
                 "add it to the Arguments of its docstring."
             )
-        knobs.append((name, kind, default, text))
-    return knobs
+        options.append((name, kind, default, text))
+    return options
+
+
+def _variadic(owner):
+    """Return the name of ``**options``, which a docstring describes too."""
+    parameters = inspect.signature(owner).parameters.values()
+    kind = inspect.Parameter.VAR_KEYWORD
+    return {p.name for p in parameters if p.kind is kind}
 
 
 def _defaults(owner):
-    """Return the default of each knob as it is written in a YAML."""
+    """Return the default of each option as it is written in a YAML."""
     if dataclasses.is_dataclass(owner):
         instance = owner()
         fields = dataclasses.fields(owner)
@@ -77,8 +84,8 @@ def _written(value):
     return str(value)
 
 
-class KnobsDirective(SphinxDirective):
-    """``{knobs} package.module.Class``: its knobs as a definition list."""
+class OptionsDirective(SphinxDirective):
+    """``{options} package.module.Class``: its options as a definition list."""
 
     required_arguments = 1
     option_spec = {}
@@ -89,9 +96,9 @@ class KnobsDirective(SphinxDirective):
         owner = getattr(importlib.import_module(module), name)
         source, _ = self.get_source_info()
         self.env.note_dependency(inspect.getsourcefile(owner))
-        items = nodes.definition_list(classes=["knobs"])
-        for knob in read_knobs(owner):
-            items += self._item(*knob, source)
+        items = nodes.definition_list(classes=["options"])
+        for option in read_options(owner):
+            items += self._item(*option, source)
         return [items]
 
     def _anchor(self, name):
@@ -113,5 +120,5 @@ class KnobsDirective(SphinxDirective):
 
 def setup(app):
     """Register the directive."""
-    app.add_directive("knobs", KnobsDirective)
+    app.add_directive("options", OptionsDirective)
     return {"parallel_read_safe": True}
