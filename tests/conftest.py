@@ -38,17 +38,17 @@ settings.load_profile("fixed")
 # ``--durations=15`` also prints the longest files.
 START_FIRST = (
     "tests/integration/test_upstream",
-    "tests/docs/test_build.py",
     "tests/integration/test_speaker_recipe.py",
     "tests/integration/test_multi_domain.py",
     "tests/integration/test_quantization_aware.py",
     "tests/unit/runtime/test_openvino.py",
     "tests/integration/cli/test_bench.py",
-    "tests/recipes/test_superb",
+    "tests/docs/test_snippets.py",
+    "tests/recipes/test_superb_recipes.py",
     "tests/integration/",
+    "tests/unit/runtime/",
     "tests/recipes/",
     "tests/docs/",
-    "tests/unit/runtime/",
 )
 
 

@@ -19,11 +19,17 @@ YAML = blocks(FRONT, "yaml")
 PREAMBLE = re.split(r"\n(?=\w)", RECIPE.strip())
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Compiled models of all pages: several show the same one."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
-def in_empty_folder(tmp_path, monkeypatch):
+def in_empty_folder(tmp_path, monkeypatch, cache):
     """Run in a folder of its own; forget what the snippets register."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STABLEQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("STABLEQUANT_CACHE", cache)
     registries = (OBSERVERS, METHODS, _REGISTRY)
     kept = [dict(registry) for registry in registries]
     yield
