@@ -33,7 +33,7 @@ from benchmarks.mixed_precision_table import (
 )
 from benchmarks.recipe import run_recipe
 from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
-from speechbrain_stablequant.methods.presets import preset_knobs
+from speechbrain_stablequant.methods.presets import preset_options
 from speechbrain_stablequant.recipe.isolation import test_name
 from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
@@ -85,7 +85,7 @@ ROWS = {
     "uniform_mse_affine_W3A8": _uniform("mse", "W3A8", symmetric=False),
     "uniform_mse_affine_W2A8": _uniform("mse", "W2A8", symmetric=False),
     "preset": {
-        **preset_knobs("ecapa_tdnn_2024"),
+        **preset_options("ecapa_tdnn_2024"),
         "preset": "ecapa_tdnn_2024",
         "observer": "mse",
         "activation_symmetric": True,

@@ -1,1 +1,1 @@
-"""methods."""
+"""How a model is quantized: options, search, rounding, training, `quantize`."""

@@ -4,7 +4,7 @@ from typing import Any, Optional
 
 from speechbrain_stablequant.core.options import check_choice
 
-__all__ = ["PRESETS", "preset_knobs"]
+__all__ = ["PRESETS", "preset_options"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Hong, Chung, Kang, "Optimization of DNN-based speaker verification model
@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_knobs(name: Optional[str]) -> dict[str, Any]:
+def preset_options(name: Optional[str]) -> dict[str, Any]:
     """Return the options that a preset stands for.
 
     Arguments
@@ -44,7 +44,7 @@ def preset_knobs(name: Optional[str]) -> dict[str, Any]:
 
     Example
     -------
-    >>> preset_knobs("ecapa_tdnn_2024")["bits"]
+    >>> preset_options("ecapa_tdnn_2024")["bits"]
     'W32'
     """
     if name is None:

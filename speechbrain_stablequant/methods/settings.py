@@ -31,7 +31,7 @@ from speechbrain_stablequant.core.plan import (
 from speechbrain_stablequant.core.scheme import LEVELS, level_bit_widths
 from speechbrain_stablequant.errors import KnobError, PlanError
 from speechbrain_stablequant.methods.calibration import OBSERVERS, TAIL_RULES
-from speechbrain_stablequant.methods.presets import preset_knobs
+from speechbrain_stablequant.methods.presets import preset_options
 from speechbrain_stablequant.methods.registry import METHODS, ROUNDINGS
 from speechbrain_stablequant.methods.training_settings import TrainingSettings
 
@@ -192,7 +192,7 @@ class Settings:
     def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
         """Build settings from keyword arguments of the user."""
         check_names(owner, knobs, field_names(cls))
-        return cls(**{**preset_knobs(knobs.get("preset")), **knobs})
+        return cls(**{**preset_options(knobs.get("preset")), **knobs})
 
     def __post_init__(self):
         for name, choices in (
