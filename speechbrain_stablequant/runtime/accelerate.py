@@ -149,7 +149,7 @@ def accelerate(
     Returns
     -------
     same as ``model``
-        The very same object.
+        The same object.
 
     Raises
     ------

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 import torch
@@ -270,6 +270,41 @@ def quantized_layers(
         for name, layer in module.named_modules()
         if isinstance(layer, QuantizedModule)
     ]
+
+
+def layer_executions(
+    module: nn.Module, kernels_of: Callable
+) -> list[LayerExecution]:
+    """Return how each quantized layer runs, given the kernels of a graph.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        What was compiled.
+    kernels_of : callable
+        Called with the name of a layer and the layer; returns its kernels, each
+        with ``kernel``, ``precision`` and ``weights``.
+
+    Returns
+    -------
+    list of LayerExecution
+        One for each quantized layer of the module.
+    """
+    rows = []
+    for name, layer, planned in quantized_layers(module):
+        kernels = kernels_of(name, layer)
+        if not kernels:
+            rows.append(LayerExecution(name, planned, "not run"))
+            continue
+        # A planned layer is int8 only if all of its kernels are.
+        worst = min(kernels, key=lambda k: planned and k.precision == "int8")
+        weights = "" if planned else worst.weights
+        rows.append(
+            LayerExecution(
+                name, planned, worst.precision, worst.kernel, weights
+            )
+        )
+    return rows
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -70,11 +70,8 @@ class Routing:
         """Apply ``function(domain, rows)`` domain by domain."""
         if not self._mixed:
             return function(self._only, x)
-        parts = [
-            function(domain, x.index_select(0, index))
-            for domain, index in self._groups
-        ]
-        return torch.cat(parts).index_select(0, self._back)
+        parts = [function(domain, x[index]) for domain, index in self._groups]
+        return torch.cat(parts)[self._back]
 
     def adapt(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Apply the domains' adapters to what a sub-layer returned.

@@ -42,8 +42,9 @@ class _Start(NamedTuple):
 class _Model:
     """A language model during one search.
 
-    The dequantized weights live here and go with the memory of the search:
-    weights that change between two searches can never be answered by old ones.
+    It holds the dequantized weights of one search and is dropped with the
+    memory of that search, so that a change of weights between two searches
+    cannot meet stale copies.
 
     Arguments
     ---------

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from speechbrain_stablequant.runtime.backend import quantized_layers
+from speechbrain_stablequant.runtime.backend import layer_executions
 from speechbrain_stablequant.runtime.execution import LayerExecution
 from speechbrain_stablequant.runtime.onnx.lowering import QdqLowering
 
@@ -66,20 +66,7 @@ def read_execution(
         One for each quantized layer of the module.
     """
     kernels = _kernels_by_layer(optimized.graph, lowering)
-    rows = []
-    for name, layer, planned in quantized_layers(module):
-        found = kernels[id(layer)]
-        if not found:
-            rows.append(LayerExecution(name, planned, "not run"))
-            continue
-        worst = min(found, key=lambda k: k.precision == "int8")
-        weights = "" if planned else worst.weights
-        rows.append(
-            LayerExecution(
-                name, planned, worst.precision, worst.kernel, weights
-            )
-        )
-    return rows
+    return layer_executions(module, lambda _, layer: kernels[id(layer)])
 
 
 def _kernels_by_layer(graph, lowering) -> dict[int, list[_Kernel]]:

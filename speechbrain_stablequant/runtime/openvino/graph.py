@@ -13,7 +13,10 @@ from torch import nn
 
 from speechbrain_stablequant.core.packing import pack_nibbles
 from speechbrain_stablequant.layers import QuantizedEmbedding, QuantizedModule
-from speechbrain_stablequant.runtime.backend import quantized_layers
+from speechbrain_stablequant.runtime.backend import (
+    layer_executions,
+    quantized_layers,
+)
 from speechbrain_stablequant.runtime.execution import LayerExecution
 
 __all__ = ["name_weights", "pack_low_bit", "read_execution"]
@@ -76,29 +79,15 @@ def read_execution(runtime_model, module: nn.Module) -> list[LayerExecution]:
         One for each quantized layer of the module.
     """
     scopes = _kernels_by_scope(runtime_model)
-    rows = []
-    for name, layer, planned in quantized_layers(module):
+
+    def kernels_of(name, layer):
         found = scopes.get(name, [])
         if not isinstance(layer, QuantizedEmbedding):
             found = [n for n in found if n.type != "Gather"]
-        if not found:
-            rows.append(LayerExecution(name, planned, "not run"))
-            continue
         # Products of two activations, as in attention, have no weight.
-        found = [n for n in found if n.has_constant_weight] or found
-        if planned:
-            worst = min(found, key=lambda n: n.precision == "int8")
-            rows.append(
-                LayerExecution(name, planned, worst.precision, worst.kernel)
-            )
-        else:
-            node = found[0]
-            rows.append(
-                LayerExecution(
-                    name, planned, node.precision, node.kernel, node.weights
-                )
-            )
-    return rows
+        return [n for n in found if n.has_constant_weight] or found
+
+    return layer_executions(module, kernels_of)
 
 
 class _Kernel:

@@ -6,13 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from speechbrain_stablequant.runtime import (
-    decelerate,
-)
+from speechbrain_stablequant.runtime import decelerate
 from speechbrain_stablequant.runtime.accelerate import make_backend
-from speechbrain_stablequant.runtime.cache import (
-    module_digest,
-)
+from speechbrain_stablequant.runtime.cache import module_digest
 from speechbrain_stablequant.runtime.tracing import Signature
 from tests.unit.runtime.cache_helpers import (
     change_bias,

@@ -8,17 +8,13 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.errors import (
-    StableQuantError,
-)
+from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.runtime import (
     accelerate,
     decelerate,
     runtime_report,
 )
-from speechbrain_stablequant.runtime.compiled_module import (
-    relative_difference,
-)
+from speechbrain_stablequant.runtime.compiled_module import relative_difference
 from tests.unit.runtime.helpers import (
     LONGER,
     Pair,

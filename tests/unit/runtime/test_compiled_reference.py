@@ -5,12 +5,8 @@ import torch
 from torch import nn
 
 from speechbrain_stablequant import quantize
-from speechbrain_stablequant.errors import (
-    ExecutionError,
-)
-from speechbrain_stablequant.runtime import (
-    decelerate,
-)
+from speechbrain_stablequant.errors import ExecutionError
+from speechbrain_stablequant.runtime import decelerate
 from tests.unit.runtime import helpers
 from tests.unit.runtime.helpers import (
     LONGER,

@@ -221,7 +221,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 CASES = {
     "wide": ({"about": config(bottleneck=10**9)}, DOWN),
     "wider": ({"about": config(bottleneck=10**15)}, DOWN),
-    "too-wide": ({"about": config(bottleneck=10**30)}, "cannot be"),
+    "too-wide": ({"about": config(bottleneck=10**30)}, "bottleneck=10"),
     "rank": ({"about": config(rank=10**9)}, r"output\.0"),
     "narrow": ({"about": config(bottleneck=1)}, DOWN),
     "other-layers": ({"about": config(related_layers="full")}, "no place"),
