@@ -20,6 +20,7 @@ def recipe(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPE))
 
 
+@pytest.mark.slow
 def test_demo_quantizes_publishes_and_loads_the_sample(tmp_path):
     """Its own checks pass, and it takes one thread where nobody says."""
     command = [sys.executable, "demo.py", "--output_folder", str(tmp_path)]
