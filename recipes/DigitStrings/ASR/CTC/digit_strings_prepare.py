@@ -78,7 +78,8 @@ def prepare_digit_strings(
     for i, split in enumerate(splits):
         start = ends[i - 1] if i > 0 else 0
         # A split has its own randomness, so that the size of one does not
-        # change the speech of the others.
+        # change the strings and voices of the others. (The recordings differ
+        # by milliseconds: espeak-ng itself remembers what it said before.)
         rng = random.Random(f"{seed} {split}")
         rows = []
         for n in range(n_strings[i]):
