@@ -1,9 +1,10 @@
 """The ``hyperparams.yaml`` of an experiment, read as text and not executed.
 
-SpeechBrain keeps a copy of each experiment's YAML, its references resolved.
-An inference YAML needs a part of it: the modules, without the data, the
-optimizers and the paths. Here that copy is a graph of YAML nodes, from which
-definitions are taken, changed and written again.
+SpeechBrain keeps a copy of each experiment's YAML with its references resolved:
+an object that several places refer to is an anchor there. An inference YAML
+needs a part of it, the modules without data, optimizers and paths. Here the
+copy is a graph of YAML nodes, in which one object is one node; definitions are
+taken from it, changed, and written with references again.
 """
 
 import re
@@ -48,7 +49,7 @@ class Definitions:
     Raises
     ------
     PublishError
-        If it is no YAML with names at its top level.
+        If it is not valid YAML, or not a mapping.
 
     Example
     -------
@@ -65,7 +66,7 @@ class Definitions:
         except yaml.YAMLError as err:
             raise PublishError(f"{source} is not valid YAML: {err}.") from err
         if not isinstance(root, MappingNode):
-            raise PublishError(f"{source} has no names at its top level.")
+            raise PublishError(f"{source} is not a mapping of names to values.")
         self.nodes = {key.value: value for key, value in root.value}
         self._names = {
             id(value): key
@@ -77,14 +78,14 @@ class Definitions:
             self.give_name(key, node)
 
     def give_name(self, name: str, node: Node) -> None:
-        """Make a node one of the top level, so that all refer to one object.
+        """Define a node at the top level, so that all places refer to it.
 
         Arguments
         ---------
         name : str
-            The name to give it, with a number if it is taken.
+            Its name; a number is appended if that is taken.
         node : yaml.Node
-            A node that may have a name already, which it then keeps.
+            A node; if it has a name already, it keeps it.
         """
         if id(node) in self._names:
             return
@@ -131,7 +132,7 @@ class Definitions:
         yield from self.nodes.items()
 
     def entries(self, name: str) -> dict[str, Node]:
-        """Return the nodes of a mapping by name, of none if it is absent."""
+        """Return the nodes of a mapping by name; empty if there is none."""
         node = self.nodes.get(name)
         if not isinstance(node, MappingNode):
             return {}
@@ -139,7 +140,7 @@ class Definitions:
 
 
 def _shared_objects(root: Node) -> Iterator[tuple[str, Node]]:
-    """Yield objects that several places have in common, with a key of one."""
+    """Yield nodes that several places share, with the key of one place."""
     seen: dict[int, int] = {}
     todo = [("object", root)]
     while todo:
@@ -161,7 +162,7 @@ def _shared_objects(root: Node) -> Iterator[tuple[str, Node]]:
 
 
 def plain(node: Node) -> Any:
-    """Return a node as plain data; what it would make is not made.
+    """Return a node as plain data; objects are not created.
 
     Example
     -------
@@ -180,7 +181,7 @@ def plain(node: Node) -> Any:
 
 
 def class_name(node: Optional[Node]) -> str:
-    """Return the dotted name of what a node makes; empty if it makes nothing.
+    """Return the dotted name of a node's class or function, or ``""``.
 
     Example
     -------
@@ -192,7 +193,7 @@ def class_name(node: Optional[Node]) -> str:
 
 
 def arguments(node: Node) -> dict[str, Node]:
-    """Return the keyword arguments of what a node makes."""
+    """Return the keyword arguments that a node gives its class or function."""
     if not isinstance(node, MappingNode):
         return {}
     return {key.value: value for key, value in node.value}
@@ -266,7 +267,7 @@ def to_text(name: str, node: Node) -> str:
         width=80,
         allow_unicode=True,
     )
-    # As people write it: !ref <x> without quotes, no empty arguments
+    # PyYAML quotes what HyperPyYAML reads plain, and writes empty arguments.
     text = re.sub(r"!ref '(<[^'>]+>)'", r"!ref \1", text)
     text = re.sub(
         r"(!(?:new|name|apply):\S+) (?:''|\{\})$", r"\1", text, flags=re.M
@@ -278,15 +279,14 @@ def to_text(name: str, node: Node) -> str:
 
 
 class Selection:
-    """Definitions that an inference YAML takes over, with what they refer to.
+    """Definitions for an inference YAML, with all that they refer to.
 
     Arguments
     ---------
     definitions : Definitions
         Where they come from.
     changes : dict
-        Nodes by name, to stand in place of those of the experiment, or beside
-        them.
+        Nodes by name that replace those of the experiment, or are added.
     """
 
     def __init__(self, definitions: Definitions, changes: dict[str, Node]):
@@ -294,7 +294,7 @@ class Selection:
         self.blocks: dict[str, str] = {}
 
     def add(self, names: Iterable[str]) -> None:
-        """Take over names, and before each what it refers to."""
+        """Add definitions, each after those that it refers to."""
         for name in names:
             self._add(name, ())
 
@@ -310,7 +310,7 @@ class Selection:
         self.blocks[name] = to_text(name, copy)
 
     def _copied(self, node: Node, owner: str, refers: list, done: dict) -> Node:
-        """Return a copy in which objects of other names are references."""
+        """Return a copy that refers to other definitions by their names."""
         name = self.definitions.name_of(node)
         if name is not None and name != owner:
             refers.append(name)
@@ -336,5 +336,5 @@ class Selection:
             refers.append(node.value.strip("<>"))
 
     def text(self) -> str:
-        """Return the blocks, those that are referred to first."""
+        """Return the definitions as YAML, in an order in which it can be read."""
         return "\n\n".join(self.blocks.values()) + "\n"

@@ -1,4 +1,4 @@
-"""How to run a recipe once more, to measure a plan: the command to type."""
+"""The command that runs a recipe once more, to measure a plan."""
 
 import shlex
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from speechbrain_stablequant.errors import StableQuantError
 
 __all__ = ["measure_command"]
 
-_GIVEN = "!PLACEHOLDER"  # what a recipe asks its user for
+_GIVEN = "!PLACEHOLDER"  # a value that the command line has to give
 
 
 def measure_command(folder: Path, plan: Path) -> str:
     """Return a command that scores a plan on the recipe's test sets.
 
-    The recipe runs from its own folder, on the YAML that the experiment came
-    from, with the values that differ in the experiment.
+    It runs the recipe in its own folder, on the YAML that the experiment was
+    started with, and overrides the values that differ in the experiment.
 
     Arguments
     ---------
@@ -38,7 +38,7 @@ def measure_command(folder: Path, plan: Path) -> str:
     words = ["python", name, _relative(source, start), "--test_only"]
     for key, value in _changed(definitions, source, folder):
         words += [f"--{key}", value]
-    words += _knob("ptq_plan" in definitions, plan.resolve())
+    words += _plan_override("ptq_plan" in definitions, plan.resolve())
     command = " ".join(map(shlex.quote, words))
     return f"cd {shlex.quote(str(start))} && {command}"
 
@@ -78,20 +78,20 @@ def _changed(
 def _load(source: Path) -> Optional[Definitions]:
     try:
         return Definitions.load(source)
-    except StableQuantError:  # changed by hand since, and not yet done
+    except StableQuantError:  # edited since, and not valid YAML now
         return None
 
 
 def _is_value(node) -> bool:
-    """Whether a node is a single value, or stands for one to be given."""
+    """Whether a node is a single value, or a placeholder for one."""
     if not isinstance(node, yaml.ScalarNode):
         return False
     return node.tag == _GIVEN or not node.tag.startswith("!")
 
 
-def _knob(has_knob: bool, plan: Path) -> list[str]:
-    """Return the override: a block takes the plan as an knob."""
-    if has_knob:
+def _plan_override(has_variable: bool, plan: Path) -> list[str]:
+    """Return the arguments that give the plan to the ``ptq`` block."""
+    if has_variable:
         return ["--ptq_plan", str(plan)]
     text = yaml.safe_dump({"plan": str(plan)}, default_flow_style=True)
     return ["--ptq", text.strip()]

@@ -72,15 +72,7 @@ def model_card(
     -------
     ModelCard
     """
-    sizes = folder.sizes()
     report, plan = experiment.report, experiment.plan
-    packed = [f for f in report["files"] if f"{f['name']}.ckpt" in sizes]
-    environment = report.get("environment") or {}
-    text = ", ".join(
-        f"{words} {environment[key]}"
-        for key, words in _ENVIRONMENT.items()
-        if key in environment
-    )
     return ModelCard.from_template(
         _metadata(options, blueprint, report, plan),
         template_path=str(TEMPLATE),
@@ -96,35 +88,64 @@ def model_card(
         call=blueprint.interface.call.format(
             audio=folder.example or "speech.wav"
         ),
-        report=report,
-        plan=plan,
-        check=check,
-        bit_widths=_bit_widths(plan),
-        num_bytes=sum(file["num_bytes"] for file in packed),
-        float_num_bytes=sum(file["float_num_bytes"] for file in packed),
-        results=_results(report),
         left_out=blueprint.left_out,
         pretrained=blueprint.pretrained,
         trained_with=options.trained_with,
-        files=_files(packed, sizes),
-        has_page="report.html" in sizes,
-        exports=[
+        check=check,
+        **_of_files(report, folder.sizes()),
+        **_of_report(report),
+        **_of_plan(plan),
+    )
+
+
+def _of_files(report: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
+    """Return the facts on the files in the folder."""
+    packed = [f for f in report["files"] if f"{f['name']}.ckpt" in sizes]
+    return {
+        "num_bytes": sum(file["num_bytes"] for file in packed),
+        "float_num_bytes": sum(file["float_num_bytes"] for file in packed),
+        "files": _files(packed, sizes),
+        "has_page": "report.html" in sizes,
+        "exports": [
             name.partition("/")[0]
             for name in sizes
             if name.endswith("/export.json")
         ],
-        coverage=_coverage(report),
-        float_weights=[
+    }
+
+
+def _of_report(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured, and on what."""
+    environment = report.get("environment") or {}
+    text = ", ".join(
+        f"{words} {environment[key]}"
+        for key, words in _ENVIRONMENT.items()
+        if key in environment
+    )
+    parameters = report["coverage"]["parameters"]
+    return {
+        "report": report,
+        "results": _results(report),
+        "coverage": _coverage(report),
+        "float_weights": [
             row
-            for row in report["coverage"]["parameters"]
+            for row in parameters
             if row["is_weight"] and row["status"] != "quantized"
         ],
-        environment=f"{text[:1].upper()}{text[1:]}",
-        # Rounding to anything but the nearest integer depends on data.
-        is_repeatable=all(
+        "environment": f"{text[:1].upper()}{text[1:]}",
+    }
+
+
+def _of_plan(plan: QuantizationPlan) -> dict[str, Any]:
+    """Return how the model is quantized."""
+    return {
+        "plan": plan,
+        "bit_widths": _bit_widths(plan),
+        # Any other rounding depends on data, and is not in the plan.
+        "is_repeatable": all(
             layer.rounding == "nearest" for layer in plan.layers.values()
         ),
-    )
+    }
 
 
 def _name(options: PublishOptions) -> str:

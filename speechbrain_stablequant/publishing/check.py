@@ -299,6 +299,8 @@ def _scored(check: Check, metric: str, pairs) -> Check:
     return check
 
 
+# -- are all parts of one run ------------------------------------------------
+
 _AGAIN = "Run the recipe once more (--test_only), so that all are of one run."
 
 

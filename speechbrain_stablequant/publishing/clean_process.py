@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import speechbrain_stablequant
 from speechbrain_stablequant.errors import PublishError
@@ -56,9 +56,31 @@ def run_clean(
     """
     folder = Path(source)
     name = name or source
+    if folder.is_dir():
+        source = str(folder.resolve())
+    found, why = _started(source, interface, items)
+    if found is None:
+        raise PublishError(
+            f"{interface.name}.from_hparams cannot load or run {name} in a "
+            f"clean process: {why.replace(source, name)[:800]}"
+        )
+    if found["unloaded"]:
+        names = ", ".join(found["unloaded"][:3])
+        raise PublishError(
+            f"{name} loads, but no file has values for "
+            f"{len(found['unloaded'])} parameters ({names}, ...): they would be "
+            "random. Name their module among the loadables of the pretrainer."
+        )
+    return found
+
+
+def _started(
+    source: str, interface: Interface, items: list[dict[str, Any]]
+) -> tuple[Optional[dict[str, Any]], str]:
+    """Return what the process found; None, and why, if it failed."""
     with tempfile.TemporaryDirectory() as scratch:
         task = {
-            "source": str(folder.resolve()) if folder.is_dir() else source,
+            "source": source,
             "interface": interface.name,
             "savedir": str(Path(scratch) / "loaded"),
             "items": items,
@@ -76,20 +98,8 @@ def run_clean(
             check=False,
         )
         if done.returncode != 0:
-            why = _reason(done).replace(str(folder.resolve()), name)
-            raise PublishError(
-                f"{interface.name}.from_hparams cannot load or run {name} in a "
-                f"clean process: {why[:800]}"
-            )
-        found = json.loads(files[1].read_text(encoding="utf-8"))
-    if found["unloaded"]:
-        names = ", ".join(found["unloaded"][:3])
-        raise PublishError(
-            f"{name} loads, but no file has values for "
-            f"{len(found['unloaded'])} parameters ({names}, ...): they would be "
-            "random. Name their module among the loadables of the pretrainer."
-        )
-    return found
+            return None, _reason(done)
+        return json.loads(files[1].read_text(encoding="utf-8")), ""
 
 
 def _environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from speechbrain_stablequant.artifacts.experiment import Experiment
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces import Blueprint
 from speechbrain_stablequant.publishing.inventory import Recipe
@@ -94,40 +95,51 @@ def fill_folder(
     """
     path.mkdir(parents=True)
     folder = HubFolder(path)
-    ptq = recipe.experiment.ptq
     for name in blueprint.files:
         data = recipe.files[name].read_bytes()
         if name not in recipe.quantized:
             data = without_paths(data)
         (path / f"{name}.ckpt").write_bytes(data)
-    (path / "plan.json").write_text(
-        recipe.experiment.plan.to_json() + "\n", encoding="utf-8"
-    )
-    report = public_report(recipe.experiment.report)
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    (path / "report.json").write_text(text, encoding="utf-8")
-    if (ptq / "report.html").is_file():
-        page = render_page(report, _histograms(ptq), published=True)
-        (path / "report.html").write_text(page, encoding="utf-8")
-    for name, source in blueprint.elsewhere.items():
-        folder.notes.append(f"{name} is not part of it: loaded from {source}")
-    for name in blueprint.pretrained:
-        folder.notes.append(
-            f"{name} was not trained in this recipe but loaded by its "
-            f"pretrainer: --include {name} uploads it, if you may"
-        )
-    folder.notes += blueprint.left_out
-    unused = sorted(recipe.quantized - set(blueprint.files))
-    if unused:
-        folder.notes.append(
-            f"{blueprint.interface.name} does not use {', '.join(unused)}: "
-            "not part of it"
-        )
+    _write_results(path, recipe.experiment)
+    folder.notes += _notes(recipe, blueprint)
     if with_example and not blueprint.interface.takes_text:
         _add_example(folder, recipe, example)
     # Last: a folder with it is complete.
     (path / "hyperparams.yaml").write_text(blueprint.text, encoding="utf-8")
     return folder
+
+
+def _notes(recipe: Recipe, blueprint: Blueprint) -> list[str]:
+    """Return what the user should know of the files of the model."""
+    found = [
+        f"{name} is not part of it: loaded from {source}"
+        for name, source in blueprint.elsewhere.items()
+    ]
+    found += [
+        f"{name} was not trained in this recipe but loaded by its "
+        f"pretrainer: --include {name} uploads it, if you may"
+        for name in blueprint.pretrained
+    ]
+    found += blueprint.left_out
+    unused = sorted(recipe.quantized - set(blueprint.files))
+    if unused:
+        found.append(
+            f"{blueprint.interface.name} does not use {', '.join(unused)}: "
+            "not part of it"
+        )
+    return found
+
+
+def _write_results(path: Path, experiment: Experiment) -> None:
+    """Write the plan, the report, and its page if the experiment has one."""
+    plan = experiment.plan.to_json() + "\n"
+    (path / "plan.json").write_text(plan, encoding="utf-8")
+    report = public_report(experiment.report)
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    (path / "report.json").write_text(text, encoding="utf-8")
+    if (experiment.ptq / "report.html").is_file():
+        page = render_page(report, _histograms(experiment.ptq), published=True)
+        (path / "report.html").write_text(page, encoding="utf-8")
 
 
 def public_report(report: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of an experiment is published: its modules, and the file of each."""
+"""The parts of an experiment that can be published: modules and files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +26,7 @@ NORMALIZERS = ("normalize", "normalizer", "mean_var_norm")
 
 
 class Recipe:
-    """An experiment as publishing sees it: names, nodes and files.
+    """An experiment's YAML and files, as far as publishing needs them.
 
     Arguments
     ---------
@@ -40,12 +40,11 @@ class Recipe:
     modules : dict
         Nodes of the Brain's modules by name.
     files : dict
-        Paths by the name of a loadable: quantized, or as SpeechBrain writes
-        them.
+        Paths by the name of a loadable, quantized or not.
     quantized : set of str
         Which of these are quantized.
     objects : dict
-        The node of each name that a file may have.
+        The YAML node of each name that a file may have.
     """
 
     def __init__(self, experiment: Experiment):
@@ -106,7 +105,7 @@ class Recipe:
         return self.objects.get(name, self.definitions.get(name))
 
     def module(self, *names: str) -> Optional[str]:
-        """Return the first of some names that is a module of the Brain."""
+        """Return the first of these names that is a module of the Brain."""
         return next((name for name in names if name in self.modules), None)
 
     def refer(self, name: str) -> Node:
@@ -121,7 +120,7 @@ class Recipe:
         return node if known is None else reference(known)
 
     def names_within(self, node: Node) -> set[str]:
-        """Return the top-level names that a node consists of, its own too."""
+        """Return the top-level names that a node contains, its own included."""
         names, todo, seen = set(), [node], set()
         while todo:
             node = todo.pop()
@@ -148,7 +147,7 @@ class Recipe:
 
     @property
     def features(self) -> dict[str, Node]:
-        """What makes features of a waveform, and normalizes them."""
+        """The modules that compute and normalize features."""
         found = {"compute_features": self.refer("compute_features")}
         name = self.module(*NORMALIZERS)
         name = name or next(
@@ -159,7 +158,7 @@ class Recipe:
         return found
 
     def known_only(self, names: Iterable[str], interface: str) -> None:
-        """Refuse modules of which it is not known where they belong.
+        """Refuse modules that the interface would leave out.
 
         Raises
         ------
@@ -179,12 +178,12 @@ class Recipe:
             )
 
     def number(self, name: str, default: int) -> int:
-        """Return a whole number of the YAML.
+        """Return an integer of the YAML.
 
         Raises
         ------
         PublishError
-            If it is something else.
+            If it is not an integer.
         """
         value = self.definitions.value(name, default)
         if isinstance(value, (int, float)) and value == int(value):
@@ -213,13 +212,13 @@ class Recipe:
         Arguments
         ---------
         path : str
-            Relative ones are looked for below the output folder, whose name
-            they begin with, and from here.
+            A relative one is looked for below the output folder, if it starts
+            with its name, and from the current folder.
 
         Returns
         -------
         Path, optional
-            None if there is nothing.
+            None if nothing is found.
         """
         output = str(self.definitions.value("output_folder", "")).rstrip("/")
         places = [Path(path)]
@@ -275,7 +274,7 @@ class Recipe:
 
 
 def _has_labels(path: Path) -> bool:
-    """Whether a file of SpeechBrain's encoders has a label in it."""
+    """Whether a file of a SpeechBrain encoder has any labels."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

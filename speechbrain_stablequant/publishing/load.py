@@ -194,7 +194,7 @@ def load_model(source: str) -> LoadedModel:
     Raises
     ------
     SourceError
-        If it is no such folder, or cannot be loaded.
+        If it is not such a folder, or cannot be loaded.
     """
     place = _published(source)
     known = interface_of(place)

@@ -1,4 +1,4 @@
-"""Utterances of the test sets, to check and to show a published model with."""
+"""Utterances of the test sets, for the check and for the example."""
 
 import json
 from collections.abc import Iterator
@@ -62,14 +62,13 @@ class Utterance:
 def utterances(recipe: Recipe) -> dict[str, Utterance]:
     """Return the utterances of the test sets by ID, of all manifests found.
 
-    Where there is no test set, those of the validation set. A recipe need not
-    have any: then there are none.
+    Without a test set they are of the validation set; there may be none.
     """
     return _of_sets(recipe, ("test",)) or _of_sets(recipe, ("valid", "dev"))
 
 
 def _of_sets(recipe: Recipe, kinds: tuple[str, ...]) -> dict[str, Utterance]:
-    """Return the utterances of manifests whose key has one of some words."""
+    """Return the utterances of the manifests of some sets."""
     found: dict[str, Utterance] = {}
     folder = recipe.definitions.value("data_folder", "")
     replacements = {"data_root": str(folder), "ROOT": str(folder)}
@@ -85,7 +84,7 @@ def _of_sets(recipe: Recipe, kinds: tuple[str, ...]) -> dict[str, Utterance]:
 
 
 def _manifests(recipe: Recipe, kinds: tuple[str, ...]) -> list[Path]:
-    """Return manifests that the YAML names, of some sets only."""
+    """Return the manifests of some sets that the YAML names."""
     found = []
     for name, node in recipe.definitions.values():
         if any(kind in name for kind in kinds) and not node.tag.startswith("!"):
@@ -134,7 +133,7 @@ def _seconds(row: dict) -> float:
 def label_column(
     found: dict[str, Utterance], labels: set[str]
 ) -> Optional[str]:
-    """Return the column whose values are labels of the classifier, if one is."""
+    """Return the column whose values are all labels of the classifier."""
     rows = [u.fields for u in found.values()]
     names = rows[0] if rows else ()
     for name in names:
@@ -145,7 +144,7 @@ def label_column(
 
 
 def example_audio(found: dict[str, Utterance]) -> Optional[Utterance]:
-    """Return an utterance to listen to: short, but not of a word."""
+    """Return the utterance whose duration is nearest to four seconds."""
     lasting = [
         u
         for u in found.values()

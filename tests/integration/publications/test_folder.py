@@ -21,14 +21,14 @@ from tests.integration.publications.experiments import FILES, unchecked
 # -- what is made ------------------------------------------------------------
 
 
-def test_folder_has_what_a_stranger_needs(publication):
+def test_folder_has_what_loading_needs(publication):
     assert set(publication.folder.files()) == FILES
     assert publication.interface == "EncoderASR"
     assert interface_of(publication.folder.path).name == "EncoderASR"
 
 
 def test_rescored_utterances_are_as_in_the_recipe(publication, run):
-    """But for padding: the recipe scores batches, a stranger one file."""
+    """But for padding: the recipe scores batches, the check one file."""
     check = publication.check
     items = json.loads((run / "ptq" / "items.json").read_text())
     recorded = {
