@@ -1,8 +1,8 @@
 """Checks of what a user may write for an option.
 
-Each check raises an error with the option's name, the value that was given and
-what is allowed. ``error`` chooses its class: options raise `KnobError`, fields
-of a plan `PlanError`.
+Each check takes the ``name`` of an option and the ``value`` that the user gave,
+and raises an error with both and with what is allowed. ``error`` is its class:
+`KnobError` for options, `PlanError` for the fields of a plan.
 """
 
 import dataclasses
@@ -70,22 +70,6 @@ def check_choice(
 ) -> None:
     """Refuse a value that is not one of the choices.
 
-    Arguments
-    ---------
-    name : str
-        What the value is for: ``method``.
-    value : any
-        What the user wrote.
-    choices : collection
-        What they could have written.
-    error : type
-        Class of the error.
-
-    Raises
-    ------
-    KnobError
-        Or ``error``; it suggests the nearest choice.
-
     Example
     -------
     >>> check_choice("observer", "mes", ["max", "mse"])
@@ -114,15 +98,8 @@ def check_names(
         What the user wrote.
     known : collection of str
         What they could have written.
-    error : type
-        Class of the error.
     what : str
         What the names stand for.
-
-    Raises
-    ------
-    KnobError
-        Or ``error``; it suggests the nearest name.
 
     Example
     -------
@@ -143,22 +120,6 @@ def check_number(
     error: type[Exception] = KnobError,
 ) -> None:
     """Refuse what is not a number from ``low`` to ``high``.
-
-    Arguments
-    ---------
-    name : str
-        The option.
-    value : any
-        What the user wrote; True and False are no numbers.
-    low, high : float
-        The smallest and the largest number allowed.
-    error : type
-        Class of the error.
-
-    Raises
-    ------
-    KnobError
-        Or ``error``.
 
     Example
     -------
@@ -207,8 +168,6 @@ def check_whole_number(
 ) -> None:
     """Refuse what is not a whole number from ``low`` to ``high``.
 
-    Arguments and errors are those of `check_number`.
-
     Example
     -------
     >>> check_whole_number("epochs", 1.5, 1)
@@ -223,18 +182,6 @@ def check_whole_number(
 def check_flag(name: str, value: Any) -> None:
     """Refuse what is neither True nor False.
 
-    Arguments
-    ---------
-    name : str
-        The option.
-    value : any
-        What the user wrote; ``"no"``, for example, would count as true.
-
-    Raises
-    ------
-    KnobError
-        If it is of another type.
-
     Example
     -------
     >>> check_flag("symmetric", "no")
@@ -248,19 +195,7 @@ def check_flag(name: str, value: Any) -> None:
 def check_list(name: str, value: Any, example: str) -> None:
     """Refuse a single value, or a text, where a list is needed.
 
-    Arguments
-    ---------
-    name : str
-        The option.
-    value : any
-        What the user wrote.
-    example : str
-        A list that is allowed, for the error.
-
-    Raises
-    ------
-    KnobError
-        If it is not a list or a tuple.
+    ``example`` is a list that is allowed, for the error.
 
     Example
     -------
