@@ -32,7 +32,8 @@ from benchmarks.mixed_precision_table import (
     test_of,
 )
 from benchmarks.recipe import run_recipe
-from speechbrain_stablequant.errors import KnobError, StableQuantError, nearest
+from speechbrain_stablequant.core.options import check_choice
+from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.methods.presets import preset_options
 from speechbrain_stablequant.recipe.isolation import test_name
 from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
@@ -117,8 +118,7 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
     def __init__(self, rows=tuple(ROWS), runtime="openvino", **options):
         super().__init__(runtime=runtime, **options)
         for row in rows:
-            if row not in ROWS:
-                raise KnobError(f"row '{row}' is unknown." + nearest(row, ROWS))
+            check_choice("row", row, ROWS)
         # The preset has inputs of some layers only to calibrate: what it saw
         # does not serve the others, what they saw serves the preset.
         self.rows = sorted(rows, key=lambda row: row == "preset")

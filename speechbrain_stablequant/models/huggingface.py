@@ -34,7 +34,8 @@ except ImportError as err:
         "transformers: pip install transformers"
     ) from err
 
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.core.options import check_names
+from speechbrain_stablequant.errors import KnobError
 
 FAMILIES = (
     "wav2vec2",
@@ -113,11 +114,7 @@ def write_config(config, folder):
         )
     # transformers keeps a misspelt key silently and uses the default.
     known = CONFIG_MAPPING[model_type]().to_dict()
-    for key in config:
-        if key not in known:
-            raise KnobError(
-                f"{model_type} has no option {key!r}." + nearest(key, known)
-            )
+    check_names(model_type, config, known)
     with open(
         os.path.join(folder, "config.json"), "w", encoding="utf-8"
     ) as out:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
-from speechbrain_stablequant.errors import KnobError, PublishError, nearest
+from speechbrain_stablequant.core.options import check_names
+from speechbrain_stablequant.errors import KnobError, PublishError
 
 __all__ = ["PublishOptions"]
 
@@ -115,12 +116,7 @@ class PublishOptions:
                 f"publish is {given!r}: write its options, such as "
                 "publish: {repo: user/name}."
             )
-        known = [option.name for option in fields(cls)]
-        for key in given:
-            if key not in known:
-                raise KnobError(
-                    f"publish has no option '{key}'." + nearest(key, known)
-                )
+        check_names("publish", given, [option.name for option in fields(cls)])
         try:
             return cls(**given)
         except PublishError as err:

@@ -12,8 +12,9 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
+from speechbrain_stablequant.core.options import check_names
 from speechbrain_stablequant.core.plan import QuantizationPlan
-from speechbrain_stablequant.errors import KnobError, PlanError, nearest
+from speechbrain_stablequant.errors import KnobError, PlanError
 from speechbrain_stablequant.layers import Conversion
 from speechbrain_stablequant.layers.modules import as_module_dict, evaluating
 from speechbrain_stablequant.methods.pipeline import (
@@ -100,12 +101,9 @@ def _root(pretrainer, modules) -> nn.ModuleDict:
     if not modules:
         modules = loadables
     elif not isinstance(modules, dict):
-        for name in modules:
-            if name not in loadables:
-                raise KnobError(
-                    f"modules: the pretrainer loads no module '{name}'."
-                    + nearest(name, loadables)
-                )
+        check_names(
+            "modules: the pretrainer", modules, loadables, what="module"
+        )
         modules = {name: loadables[name] for name in modules}
     return as_module_dict(modules)
 

@@ -109,7 +109,7 @@ class PostTrainingQuantizer(RecipeBlock):
     publish : dict, optional
         Make a folder for a model hub when the recipe has come to its end, and
         upload it: ``{repo: user/name}``. See
-        `speechbrain_stablequant.publishing.PublishKnobs`.
+        `speechbrain_stablequant.publishing.PublishOptions`.
     **knobs : dict
         See `speechbrain_stablequant.methods.settings.Settings`.
 

@@ -11,6 +11,10 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
+from speechbrain_stablequant.core.options import (
+    check_choice,
+    check_whole_number,
+)
 from speechbrain_stablequant.errors import KnobError, PlanError, nearest
 from speechbrain_stablequant.layers import QuantizedModule, cached_weights
 from speechbrain_stablequant.runtime.backend import Backend, quantized_layers
@@ -281,14 +285,10 @@ def make_backend(
         ("runtime", runtime, RUNTIMES),
         ("precision", precision, PRECISIONS),
     ):
-        if value not in choices:
-            raise KnobError(
-                f"{name} '{value}' is unknown." + nearest(value, choices)
-            )
+        check_choice(name, value, choices)
     if threads is None:
         threads = torch.get_num_threads()
-    if type(threads) is not int or threads < 1:
-        raise KnobError(f"threads is {threads!r}: use a number from 1 on.")
+    check_whole_number("threads", threads, 1)
     if runtime == REFERENCE:
         return None
     processor = detect_processor()

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
-from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.core.options import (
+    build_options,
+    check_choice,
+    check_flag,
+    check_whole_number,
+)
 
 __all__ = ["DomainConfig"]
 
@@ -50,22 +55,10 @@ class DomainConfig:
 
     def __post_init__(self):
         for name in ("bottleneck", "rank"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise KnobError(f"{name} must be an integer, not {value!r}.")
-            if value < 1:
-                raise KnobError(f"{name} must be at least 1, not {value}.")
+            check_whole_number(name, getattr(self, name), 1)
         for name in ("layer_norms", "output_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise KnobError(
-                    f"{name} must be True or False, not "
-                    f"{getattr(self, name)!r}."
-                )
-        if self.related_layers not in _RELATED_LAYERS:
-            raise KnobError(
-                f"related_layers '{self.related_layers}' is unknown."
-                + nearest(self.related_layers, _RELATED_LAYERS)
-            )
+            check_flag(name, getattr(self, name))
+        check_choice("related_layers", self.related_layers, _RELATED_LAYERS)
 
     @classmethod
     def of(cls, value: Union["DomainConfig", Mapping, None]) -> "DomainConfig":
@@ -85,17 +78,7 @@ class DomainConfig:
             return value
         if value is None:
             return cls()
-        if not isinstance(value, Mapping):
-            raise KnobError(
-                f"The options of a domain are a mapping, not {value!r}."
-            )
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in value:
-            if key not in known:
-                raise KnobError(
-                    f"A domain has no option '{key}'." + nearest(key, known)
-                )
-        return cls(**value)
+        return build_options(cls, value, "A domain", "{bottleneck: 12}")
 
     @classmethod
     def paper(cls, first: bool, bottleneck: int = 32) -> "DomainConfig":

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import Optional
 
-from speechbrain_stablequant.errors import PublishError, nearest
+from speechbrain_stablequant.core.options import check_choice
+from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.interfaces.base import Interface
 from speechbrain_stablequant.publishing.interfaces.encoder import (
     WAVEFORM_ENCODER,
@@ -44,10 +45,7 @@ def interface(name: str) -> Interface:
     >>> interface("EncoderASR").module
     'speechbrain.inference.ASR'
     """
-    if name not in INTERFACES:
-        raise PublishError(
-            f"The interface '{name}' is unknown." + nearest(name, INTERFACES)
-        )
+    check_choice("The interface", name, INTERFACES, PublishError)
     return INTERFACES[name]
 
 

@@ -170,7 +170,7 @@ def test_published_only_if_the_script_ends_well(experiment, end, code, said):
         ("{interface: EncoderAST}", "Did you mean 'EncoderASR'"),
         ("{example: nowhere.wav}", "nowhere.wav is not there"),
         ("{private: maybe}", "True or False is needed"),
-        ("yes, please", "write its options"),
+        ("yes, please", "maps options"),
     ],
 )
 def test_wrong_options(tmp_path, options, message):

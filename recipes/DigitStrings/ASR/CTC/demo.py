@@ -31,11 +31,7 @@ from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_stablequant import accelerate, runtime_report
-from speechbrain_stablequant.publishing import (
-    About,
-    PublishOptions,
-    make_folder,
-)
+from speechbrain_stablequant.publishing import PublishOptions, make_folder
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -72,8 +68,8 @@ def run_recipe(folder: Path, train: bool, arguments: list) -> None:
 
 def publish(folder: Path) -> Path:
     """Make the folder for a hub, as ``stablequant publish`` does."""
-    about = About(language="en", trained_with="make demo TRAIN=1")
-    publication = make_folder(folder, PublishOptions(about=about))
+    options = PublishOptions(language="en", trained_with="make demo TRAIN=1")
+    publication = make_folder(folder, options)
     print(f"\nPublishable: {publication.check.line()}")
     return publication.folder.path
 

@@ -353,13 +353,13 @@ def test_trunks_that_cannot_be():
     [
         ({"bottelneck": 3}, "Did you mean 'bottleneck'"),
         ({"bottleneck": 0}, "at least 1"),
-        ({"bottleneck": 2.0}, "integer"),
-        ({"rank": True}, "integer"),
+        ({"bottleneck": 2.0}, "whole number"),
+        ({"rank": True}, "whole number"),
         ({"layer_norms": 1}, "True or False"),
         ({"output_bias": None}, "True or False"),
         ({"related_layers": "ful"}, "Did you mean 'full'"),
         ({"related_layers": None}, "unknown"),
-        (["bottleneck"], "mapping"),
+        (["bottleneck"], "maps options"),
     ],
 )
 def test_wrong_knobs(knobs, match):
