@@ -159,7 +159,7 @@ def test_apply_chooses_the_checkpoint(experiment, stablequant, tmp_path):
         (["--min-key", "WRE"], ["'WRE'", "'WER'"]),
         (["--min-key", "wer"], ["'wer'", "Did you mean 'WER'?"]),
         (["--min-key", "WER", "--max-key", "CER"], ["not allowed"]),
-        (["--recipe", "nowhere"], ["nowhere", "no folder"]),
+        (["--recipe", "nowhere"], ["nowhere", "not a folder"]),
         (["--min-coverage", "2"], ["min_coverage"]),
     ],
 )

@@ -139,7 +139,7 @@ def test_what_is_no_logger_is_left_alone(
     report, tmp_path, train_logger, caplog
 ):
     report.publish(tmp_path, train_logger, plots=False)
-    assert "could not be given" not in caplog.text
+    assert "could not be passed" not in caplog.text
 
 
 def test_without_plots_there_is_no_page(report, tmp_path):
