@@ -108,19 +108,12 @@ def run(arguments) -> dict:
 
 def _exporter(runtime: str):
     """Return what adds a model for a runtime to a folder."""
-    from argparse import Namespace
-
-    from speechbrain_stablequant.cli import export
     from speechbrain_stablequant.errors import PublishError
+    from speechbrain_stablequant.publishing.export_folder import export_folder
 
     def add(folder: Path) -> None:
-        output = str(folder / runtime)
-        done = export.run(
-            Namespace(
-                source=str(folder), to=runtime, output=output, overwrite=False
-            )
-        )
-        if not done.get("ok", True):
+        done = export_folder(str(folder), runtime, str(folder / runtime))
+        if not done["ok"]:
             raise PublishError(
                 f"The {runtime} model does not compute what the published one "
                 f"does; without --{runtime} it is left out."

@@ -130,7 +130,7 @@ class PublishOptions:
             _check_type(option, getattr(self, option.name))
         # What would be refused after training is refused before it.
         if self.repo is not None:
-            check_names(self.repo, self.revision)
+            check_repository_name(self.repo, self.revision)
         elif self.private is not None or self.revision or self.overwrite:
             raise PublishError(
                 "private, revision and overwrite are about a repository: name "
@@ -191,7 +191,7 @@ def _check_type(option, value: Any) -> None:
         )
 
 
-def check_names(repo: str, branch: Optional[str] = None) -> None:
+def check_repository_name(repo: str, branch: Optional[str] = None) -> None:
     """Refuse names that no hub would take, without asking one.
 
     Raises
