@@ -76,7 +76,7 @@ def _json(result: dict) -> str:
 
 
 def _print(text: str) -> None:
-    """Print to stdout; that a reader has closed the pipe is no error."""
+    """Print to stdout; a reader that has closed the pipe is not an error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -93,7 +93,7 @@ class Metric:
     ) -> "Interval":
         """Return the change from one system to another with an interval.
 
-        See `paired_bootstrap`; a metric that is no ratio of sums overrides this.
+        See `paired_bootstrap`; a metric that is not a ratio of sums overrides this.
         """
         return paired_bootstrap(before, after, self, confidence, samples, seed)
 

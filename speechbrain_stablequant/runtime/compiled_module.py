@@ -247,7 +247,7 @@ class _Variant:
                 structure.leaves,
             ):
                 raise StableQuantError(
-                    "a part of its result that is no tensor changes with the "
+                    "a part of its result that is not a tensor changes with the "
                     "call"
                 )
             difference = relative_difference(results, flat)

@@ -171,7 +171,7 @@ class Lowering:
         if groups > 1:
             size = scheme.group_size
             flat = len(layer._weight_shapes[name]) == 2
-            # For group sizes that are no power of two OpenVINO has returned
+            # For group sizes that are not a power of two OpenVINO has returned
             # wrong results when the input had few rows.
             handy = count % size == 0 and size & (size - 1) == 0
             if flat and handy:

@@ -176,7 +176,7 @@ def read_domain(path: Union[str, Path]) -> DomainHeader:
     Raises
     ------
     CheckpointError
-        If it is no domain file, or of another version.
+        If it is not a domain file, or of another version.
     """
     path = Path(path)
     try:

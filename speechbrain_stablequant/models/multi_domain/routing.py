@@ -29,7 +29,7 @@ class Routing:
     Raises
     ------
     StableQuantError
-        If the number of rows is no multiple of that of the domains.
+        If the number of rows is not a multiple of the number of domains.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ _STYLE = {
     "legend.edgecolor": "white",
     "legend.framealpha": 0.85,
     "legend.fontsize": 8,
-    "text.parse_math": False,  # names of layers and tests are no formulas
+    "text.parse_math": False,  # names of layers and tests are not formulas
     "svg.fonttype": "none",  # text that can be searched and read aloud
     "svg.hashsalt": "speechbrain_stablequant",  # else ids are random
 }
