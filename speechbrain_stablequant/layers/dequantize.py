@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.layers.module_state import ModuleSnapshot
+from speechbrain_stablequant.layers.snapshot import ModuleSnapshot
 
 __all__ = ["in_float"]
 
