@@ -30,7 +30,6 @@ from speechbrain_stablequant.artifacts.checkpoint_reader import (
 )
 from speechbrain_stablequant.artifacts.safetensors_file import order_header
 from speechbrain_stablequant.core.files import write_atomically
-from speechbrain_stablequant.core.numerics import Quantized
 from speechbrain_stablequant.core.packing import pack
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import CheckpointError, PlanError
@@ -84,10 +83,11 @@ def save_quantized(
     if plan is None or set(plan.layers) != set(quantized):
         raise CheckpointError("The plan does not name the quantized layers.")
     tensors = _pack_layers(quantized)
+    # Weights are packed above, and the plan has the ranges of the inputs.
     owned = {
         parameter_name(n, b)
         for n, m in quantized.items()
-        for b in _own_buffers(m)
+        for b in m.conversion_buffers()
     }
     for name, tensor in module.state_dict().items():
         if name not in owned:
@@ -119,21 +119,6 @@ def _pack_layers(layers) -> dict[str, torch.Tensor]:
             if zero_point is not None:
                 tensors[f"{key}_zero_point"] = zero_point.cpu().contiguous()
     return tensors
-
-
-def _own_buffers(layer: QuantizedModule) -> list[str]:
-    """Return the buffers that conversion added; the plan has the inputs'."""
-    weights = [
-        f"{name}_{part}"
-        for name in layer._weight_schemes
-        for part in Quantized._fields
-    ]
-    inputs = [
-        f"{name}_{part}"
-        for name in layer._input_schemes
-        for part in ("scale", "zero_point")
-    ]
-    return weights + inputs
 
 
 # -- reading -----------------------------------------------------------------

@@ -6,7 +6,6 @@ and hash are checked before `checkpoint.load_quantized` uses any of it.
 
 import hashlib
 import json
-import math
 import struct
 from pathlib import Path
 from typing import Any, Union
@@ -19,7 +18,6 @@ from speechbrain_stablequant.core.packing import packed_words, unpack
 from speechbrain_stablequant.core.plan import (
     LayerPlan,
     QuantizationPlan,
-    QuantizationScheme,
 )
 from speechbrain_stablequant.errors import CheckpointError, PlanError, nearest
 from speechbrain_stablequant.layers import quantized_class
@@ -209,7 +207,7 @@ def _unpack_weight(key, shape, plan: LayerPlan, tensors, path) -> Quantized:
         values = unpack(packed, count, scheme)
     except ValueError as err:
         raise CheckpointError(f"{path}: '{key}_packed': {err}") from err
-    scale = take("scale", torch.float32, _scale_shape(shape, scheme))
+    scale = take("scale", torch.float32, scheme.scale_shape(*shape))
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise CheckpointError(f"{path}: '{key}_scale' is not positive, finite.")
     zero_point = None
@@ -220,15 +218,6 @@ def _unpack_weight(key, shape, plan: LayerPlan, tensors, path) -> Quantized:
         _check_range(zero_point, scheme, f"{path}: '{key}_zero_point'")
     _check_range(values, scheme, f"{path}: '{key}_packed'")
     return Quantized(values, scale, zero_point)
-
-
-def _scale_shape(shape, scheme: QuantizationScheme) -> tuple[int, int]:
-    channels, count = shape
-    if scheme.granularity == "per_tensor":
-        return 1, 1
-    if scheme.granularity == "per_channel":
-        return channels, 1
-    return channels, math.ceil(count / min(scheme.group_size, count))
 
 
 def _check_range(values, scheme, where) -> None:

@@ -109,12 +109,8 @@ def scale_num_bytes(shape, scheme: QuantizationScheme) -> int:
     """
     if scheme.is_float:
         return 0
-    channels, count = shape
-    groups = 1
-    if scheme.granularity == "per_group":
-        groups = -(-count // min(scheme.group_size, count))
-    scales = 1 if scheme.granularity == "per_tensor" else channels * groups
-    return scales * (4 if scheme.symmetric else 5)
+    channels, groups = scheme.scale_shape(*shape)
+    return channels * groups * (4 if scheme.symmetric else 5)
 
 
 def _lowest(scheme: QuantizationScheme) -> int:

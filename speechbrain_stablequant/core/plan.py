@@ -11,13 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, get_args, get_origin
 
 from speechbrain_stablequant.core.options import (
     check_choice,
     check_names,
     check_number,
-    field_names,
 )
 from speechbrain_stablequant.core.scheme import (
     GRANULARITIES,
@@ -175,12 +174,8 @@ class QuantizationPlan:
 
     def to_dict(self) -> dict:
         """Return nested plain dictionaries, ready for JSON."""
-        body = dataclasses.asdict(self)
-        head = {
-            "format": PLAN_FORMAT,
-            "version": PLAN_VERSION,
-        }
-        return {**head, **body}
+        head = {"format": PLAN_FORMAT, "version": PLAN_VERSION}
+        return {**head, **dataclasses.asdict(self)}
 
     def to_json(self, indent: Optional[int] = 1) -> str:
         """Return the plan as JSON text, keys in a stable order."""
@@ -216,58 +211,39 @@ class QuantizationPlan:
     @classmethod
     def from_dict(cls, data: dict, source: str = "the plan"):
         """Build a plan from plain dictionaries, checking every field."""
-        if not isinstance(data, dict) or "layers" not in data:
-            raise PlanError(f"{source} has no 'layers'.")
-        known = (
-            "format",
-            "version",
-            *field_names(cls),
-        )
-        check_names(source, data, known, PlanError, "field")
-        if data.get("format", PLAN_FORMAT) != PLAN_FORMAT:
+        if not isinstance(data, dict):
+            raise PlanError(f"{source} is not a plan: it has no 'layers'.")
+        data = dict(data)
+        form = data.pop("format", PLAN_FORMAT)
+        version = data.pop("version", PLAN_VERSION)
+        if form != PLAN_FORMAT:
             raise PlanError(
-                f"{source} has 'format' {data['format']!r}; a plan has "
-                f"'{PLAN_FORMAT}'."
+                f"{source} has 'format' {form!r}; a plan has '{PLAN_FORMAT}'."
             )
-        version = data.get("version", PLAN_VERSION)
         if version != PLAN_VERSION:
             raise PlanError(
                 f"{source} has version {version}; this package reads "
                 f"version {PLAN_VERSION}. Install a matching version."
             )
-        if not isinstance(data["layers"], dict):
-            raise PlanError(f"{source}: 'layers' must map names to layers.")
-        method = _plain(
-            data.get("method", "manual"), str, f"{source}, 'method'"
-        )
-        settings = data.get("settings", {})
-        if not isinstance(settings, dict):
-            raise PlanError(f"{source}: 'settings' must be an object.")
-        layers = {
-            name: _layer_from_dict(value, f"{source}: layer '{name}'")
-            for name, value in data["layers"].items()
-        }
-        return cls(
-            layers=layers,
-            method=method,
-            settings=settings,
-        )
+        return _build(cls, data, source)
 
 
 def _build(cls, data, where):
-    """Build a dataclass from a dict, naming unknown or missing fields."""
+    """Build a dataclass from plain data, each field as it is annotated."""
     if not isinstance(data, dict):
         raise PlanError(f"{where} must be an object, not {data!r}.")
     known = {f.name: f for f in dataclasses.fields(cls)}
     check_names(where, data, known, PlanError, "field")
+    for name, each in known.items():
+        required = each.default is each.default_factory  # there is neither
+        if required and data.get(name) is None:
+            raise PlanError(f"{where} needs a '{name}'.")
     checked = {
-        key: _plain(value, known[key].type, f"{where}, '{key}'")
+        key: _checked(value, known[key].type, f"{where}, '{key}'")
         for key, value in data.items()
     }
     try:
         return cls(**checked)
-    except TypeError as err:
-        raise PlanError(f"{where}: {err}.") from err
     except PlanError as err:
         raise PlanError(f"{where}: {err}") from err
 
@@ -280,43 +256,24 @@ _KINDS = {
 }
 
 
-def _plain(value, kind, where):
-    """Check a plain JSON value against the annotation of its field."""
-    if kind is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):
-                return float(value)
-    elif kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif kind is bool or kind is str:
-        if isinstance(value, kind):
-            return value
-    else:
+def _checked(value, kind, where):
+    """Check a JSON value against the annotation of its field."""
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
+    if get_origin(kind) is Mapping:
+        entries = {} if value is None else value
+        if not isinstance(entries, dict):
+            raise PlanError(f"{where} must be an object, not {value!r}.")
+        _, item = get_args(kind)
+        return {
+            name: _checked(entry, item, f"{where}, '{name}'")
+            for name, entry in entries.items()
+        }
+    if kind not in _KINDS:
         return value
+    plain = (int, float) if kind is float else kind
+    # To Python, True is a whole number as well.
+    if isinstance(value, plain) and isinstance(value, bool) == (kind is bool):
+        with contextlib.suppress(OverflowError):  # larger than any float
+            return kind(value)
     raise PlanError(f"{where} is {value!r}: {_KINDS[kind]} is needed.")
-
-
-def _layer_from_dict(data, where):
-    """Build a `LayerPlan`, with its nested schemes, from plain data."""
-    if not isinstance(data, dict) or "weight" not in data:
-        raise PlanError(f"{where} needs a 'weight'.")
-    data = dict(data)
-    data["weight"] = _build(QuantizationScheme, data["weight"], where)
-    inputs = data.get("inputs") or {}
-    if not isinstance(inputs, dict):
-        raise PlanError(f"{where}: 'inputs' must be an object.")
-    data["inputs"] = {
-        name: _input_from_dict(value, f"{where}, input '{name}'")
-        for name, value in inputs.items()
-    }
-    return _build(LayerPlan, data, where)
-
-
-def _input_from_dict(data, where):
-    """Build an `InputPlan` from plain data."""
-    if not isinstance(data, dict) or "scheme" not in data:
-        raise PlanError(f"{where} needs a 'scheme'.")
-    data = dict(data)
-    data["scheme"] = _build(QuantizationScheme, data["scheme"], where)
-    return _build(InputPlan, data, where)

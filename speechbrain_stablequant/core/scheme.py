@@ -1,5 +1,6 @@
 """The scheme of a quantized tensor: which integers there are, and scales."""
 
+import math
 from dataclasses import dataclass
 from typing import Optional
 
@@ -187,6 +188,14 @@ class QuantizationScheme:
         if self.is_odd or self.is_binary:
             return 2**self.bits - 1
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    def scale_shape(self, channels: int, count: int) -> tuple[int, int]:
+        """Return the shape of the scales of rows with ``count`` values each."""
+        if self.granularity == "per_tensor":
+            return 1, 1
+        if self.group_size is None:
+            return channels, 1
+        return channels, math.ceil(count / min(self.group_size, count))
 
     def describe(self) -> str:
         """Return a few words for a table."""

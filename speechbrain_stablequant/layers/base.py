@@ -157,7 +157,7 @@ class QuantizedModule(MixinBase):
 
     weight_names: tuple[str, ...] = ("weight",)
     input_names: tuple[str, ...] = ("input",)
-    # Set by `install`, by the attribute name of the weight or of the input.
+    # Set by `begin_conversion`, by the attribute name of the weight or of the input.
     _weight_schemes: dict[str, QuantizationScheme]
     _weight_shapes: dict[str, tuple[int, ...]]
     _weight_dtypes: dict[str, torch.dtype]
@@ -208,6 +208,19 @@ class QuantizedModule(MixinBase):
         }
 
     @classmethod
+    def begin_conversion(
+        cls, module, plan: LayerPlan
+    ) -> dict[str, torch.Tensor]:
+        """Note what the methods below need to know; return the float weights."""
+        floats = cls.quantizable_weights(module)
+        module._weight_schemes = dict.fromkeys(floats, plan.weight)
+        module._weight_shapes = {n: tuple(w.shape) for n, w in floats.items()}
+        module._weight_dtypes = {n: w.dtype for n, w in floats.items()}
+        module._input_schemes = {}
+        module._weight_cache = None
+        return floats
+
+    @classmethod
     def install(cls, module, plan: LayerPlan, weights: Mapping[str, Quantized]):
         """Turn a float layer into a quantized one, in place.
 
@@ -229,12 +242,7 @@ class QuantizedModule(MixinBase):
         if not cls.input_names:
             owner += ", of which only weights are quantized,"
         check_names(owner, plan.inputs, cls.input_names, PlanError, "input")
-        floats = cls.quantizable_weights(module)
-        module._weight_schemes = dict.fromkeys(floats, plan.weight)
-        module._weight_shapes = {n: tuple(w.shape) for n, w in floats.items()}
-        module._weight_dtypes = {n: w.dtype for n, w in floats.items()}
-        module._input_schemes = {}
-        module._weight_cache = None
+        floats = cls.begin_conversion(module, plan)
         for name, quantized in weights.items():
             device = floats[name].device
             del module._parameters[name]
@@ -258,6 +266,15 @@ class QuantizedModule(MixinBase):
             self.register_buffer(f"{name}_{part}", value.to(device))
 
     # -- execution -----------------------------------------------------------
+
+    def conversion_buffers(self) -> list[str]:
+        """Return the names of the buffers that conversion has added."""
+        names = (
+            f"{name}_{part}"
+            for name in (*self._weight_schemes, *self._input_schemes)
+            for part in Quantized._fields
+        )
+        return [name for name in names if name in self._buffers]
 
     def quantized_weight(self, name: str) -> Quantized:
         """Return the integers and scales of a weight."""
@@ -288,12 +305,7 @@ class QuantizedModule(MixinBase):
 
     def _apply(self, fn, recurse=True):
         """Move the layer; ``.half()`` changes its weights, not its scales."""
-        mine = [
-            f"{name}_{part}"
-            for name in (*self._weight_schemes, *self._input_schemes)
-            for part in Quantized._fields
-        ]
-        before = {n: self._buffers[n] for n in mine if n in self._buffers}
+        before = {n: self._buffers[n] for n in self.conversion_buffers()}
         super()._apply(fn, recurse)
         for name, dtype in self._weight_dtypes.items():
             self._weight_dtypes[name] = fn(torch.empty(0, dtype=dtype)).dtype

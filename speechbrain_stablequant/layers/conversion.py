@@ -9,8 +9,8 @@ from speechbrain_stablequant.core.numerics import Quantized
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.errors import PlanError, nearest
 from speechbrain_stablequant.layers.base import QuantizedModule, quantized_class
-from speechbrain_stablequant.layers.module_state import ModuleSnapshot
 from speechbrain_stablequant.layers.rewrites import rewrite_for
+from speechbrain_stablequant.layers.snapshot import ModuleSnapshot
 
 __all__ = [
     "Conversion",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from speechbrain_stablequant.layers import QuantizedModule
-from speechbrain_stablequant.layers.module_state import ModuleSnapshot
+from speechbrain_stablequant.layers.snapshot import ModuleSnapshot
 
 __all__ = ["in_float"]
 
@@ -50,10 +50,8 @@ def in_float(root: nn.Module) -> Iterator[None]:
 def _restore(layer: QuantizedModule) -> None:
     """Turn one layer into its float class."""
     weights = {n: layer.dequantized(n) for n in layer._weight_schemes}
-    names = (*layer._weight_schemes, *layer._input_schemes)
-    for name in names:
-        for part in ("values", "scale", "zero_point"):
-            layer._buffers.pop(f"{name}_{part}", None)
+    for name in layer.conversion_buffers():
+        del layer._buffers[name]
     float_class = next(
         c for c in type(layer).__mro__ if not issubclass(c, QuantizedModule)
     )

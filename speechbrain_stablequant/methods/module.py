@@ -13,6 +13,7 @@ from tqdm import tqdm
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import CalibrationError, KnobError
 from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.layers.modules import evaluating
 from speechbrain_stablequant.methods.coverage import Coverage
 from speechbrain_stablequant.methods.pipeline import make_plan
 from speechbrain_stablequant.methods.settings import Settings
@@ -120,31 +121,27 @@ def quantize(
             "Here, rounding: gptq does best with few bits."
         )
     conversion = Conversion(model)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         batches, forward = _checked(batches, settings), forward or _call
-        planned = make_plan(
-            conversion,
-            settings,
-            _calibration(model, batches, forward, settings, progress),
-            _evaluator(model, batches, forward, score, settings),
-            None if output_folder is None else Path(output_folder),
-            progress,
-        )
         metrics = {}
-        with torch.no_grad():
-            if score is not None:
-                metrics["float"] = float(score(model))
-            conversion.apply_plan(planned.plan, planned.weights)
-            if score is not None:
-                metrics["quantized"] = float(score(model))
+        with evaluating([model]):
+            planned = make_plan(
+                conversion,
+                settings,
+                _calibration(model, batches, forward, settings, progress),
+                _evaluator(model, batches, forward, score, settings),
+                None if output_folder is None else Path(output_folder),
+                progress,
+            )
+            with torch.no_grad():
+                if score is not None:
+                    metrics["float"] = float(score(model))
+                conversion.apply_plan(planned.plan, planned.weights)
+                if score is not None:
+                    metrics["quantized"] = float(score(model))
     except BaseException:
         conversion.restore()
         raise
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     return QuantizationResult(
         planned.plan, planned.coverage, metrics, planned.search, conversion
     )

@@ -6,7 +6,7 @@ metric objects.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -20,8 +20,9 @@ __all__ = [
     "Item",
     "Metric",
     "RateInterval",
+    "check_paired",
+    "interval_ends",
     "items_of",
-    "paired_bootstrap",
 ]
 
 
@@ -91,11 +92,67 @@ class Metric:
         samples: int = 2000,
         seed: int = 1986,
     ) -> "Interval":
-        """Return the change from one system to another with an interval.
+        """Return the change of the metric with a paired-bootstrap interval.
 
-        See `paired_bootstrap`; a metric that is not a ratio of sums overrides this.
+        Utterances are drawn with replacement, the same ones for both systems
+        (Bisani and Ney, ICASSP 2004). A metric that is not a ratio of sums
+        overrides this.
+
+        Arguments
+        ---------
+        before : iterable of Item
+            Items of the first system.
+        after : iterable of Item
+            Items of the second system, with the same keys.
+        confidence : float
+            Probability inside the interval.
+        samples : int
+            Number of resamples.
+        seed : int
+            Seed of the resampling.
+
+        Returns
+        -------
+        Interval
+            after - before, in units of the metric; with fewer than two items
+            there is nothing to resample and its ends are nan.
+
+        Raises
+        ------
+        StableQuantError
+            If the two systems were not scored on the same items.
+
+        Example
+        -------
+        >>> a = [Item(str(i), 0, 10) for i in range(20)]
+        >>> b = [Item(str(i), i % 2, 10) for i in range(20)]
+        >>> interval = Metric("WER").compare(a, b)
+        >>> interval.difference, interval.low > 0
+        (5.0, True)
         """
-        return paired_bootstrap(before, after, self, confidence, samples, seed)
+        first, second = sorted(before), sorted(after)
+        check_paired([i.key for i in first], [i.key for i in second])
+        difference = self.value(second) - self.value(first)
+        if len(first) < 2:
+            return Interval(difference, float("nan"), float("nan"), confidence)
+        sums = np.array(
+            [
+                (a.errors, b.errors, a.weight, b.weight)
+                for a, b in zip(first, second)
+            ],
+            dtype=np.float64,
+        )
+        # How often each utterance is drawn is all that its sums need: one
+        # product with these counts replaces indexing every resample.
+        draws = np.random.default_rng(seed).multinomial(
+            len(sums), np.full(len(sums), 1 / len(sums)), size=samples
+        )
+        old_errors, new_errors, old_weight, new_weight = (draws @ sums).T
+        # A draw of utterances without any reference words has no rate.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            change = new_errors / new_weight - old_errors / old_weight
+        ends = interval_ends(self.factor * change, confidence)
+        return Interval(difference, *ends, confidence)
 
     def interval(
         self,
@@ -112,7 +169,7 @@ class Metric:
         ordered = sorted(items)
         # Against a system without errors the change is the metric itself.
         none = [item._replace(errors=0.0) for item in ordered]
-        found = paired_bootstrap(none, ordered, self, confidence, samples, seed)
+        found = self.compare(none, ordered, confidence, samples, seed)
         return RateInterval(found.difference, found.low, found.high, confidence)
 
 
@@ -161,83 +218,47 @@ class RateInterval:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def paired_bootstrap(
-    before: Iterable[Item],
-    after: Iterable[Item],
-    metric: Metric,
-    confidence: float = 0.95,
-    samples: int = 2000,
-    seed: int = 1986,
-) -> Interval:
-    """Return the change of a metric with a paired-bootstrap interval.
-
-    Utterances are drawn with replacement, the same ones for both systems
-    (Bisani and Ney, ICASSP 2004).
+def check_paired(before: Collection, after: Collection) -> None:
+    """Refuse two systems that were not scored on the same utterances.
 
     Arguments
     ---------
-    before : iterable of Item
-        Items of the first system.
-    after : iterable of Item
-        Items of the second system, with the same keys.
-    metric : Metric
-        What to compare.
-    confidence : float
-        Probability inside the interval.
-    samples : int
-        Number of resamples.
-    seed : int
-        Seed of the resampling.
-
-    Returns
-    -------
-    Interval
-        after - before, in units of the metric; with fewer than two items
-        there is nothing to resample and its ends are nan.
+    before, after : collection of str
+        Keys of the items, in the same order.
 
     Raises
     ------
     StableQuantError
-        If the two systems were not scored on the same items.
-
-    Example
-    -------
-    >>> a = [Item(str(i), 0, 10) for i in range(20)]
-    >>> b = [Item(str(i), i % 2, 10) for i in range(20)]
-    >>> interval = paired_bootstrap(a, b, Metric("WER"))
-    >>> interval.difference, interval.low > 0
-    (5.0, True)
+        If the keys differ.
     """
-    first, second = sorted(before), sorted(after)
-    if [i.key for i in first] != [i.key for i in second]:
+    if before != after:
         raise StableQuantError(
             "The two systems were not scored on the same utterances "
-            f"({len(first)} and {len(second)}): they cannot be compared."
+            f"({len(before)} and {len(after)}): they cannot be compared."
         )
-    difference = metric.value(second) - metric.value(first)
-    if len(first) < 2:
-        return Interval(difference, float("nan"), float("nan"), confidence)
-    sums = np.array(
-        [
-            (a.errors, b.errors, a.weight, b.weight)
-            for a, b in zip(first, second)
-        ],
-        dtype=np.float64,
-    )
-    # How often each utterance is drawn is all that its sums need: one product
-    # with these counts replaces indexing every resample.
-    draws = np.random.default_rng(seed).multinomial(
-        len(sums), np.full(len(sums), 1 / len(sums)), size=samples
-    )
-    drawn = draws @ sums
-    with np.errstate(invalid="ignore", divide="ignore"):
-        change = metric.factor * (
-            drawn[:, 1] / drawn[:, 3] - drawn[:, 0] / drawn[:, 2]
-        )
+
+
+def interval_ends(draws: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return the ends of the interval that holds a part of the draws.
+
+    Arguments
+    ---------
+    draws : array
+        The metric in each resample; those without a rate are left out.
+    confidence : float
+        That part.
+
+    Returns
+    -------
+    low, high : float
+        nan when no draw has a rate.
+    """
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return float("nan"), float("nan")
     tail = (1 - confidence) / 2
-    # A draw of utterances without any reference words has no rate.
-    low, high = np.nanquantile(change, [tail, 1 - tail])
-    return Interval(difference, float(low), float(high), confidence)
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def items_of(stats: MetricStats) -> list[Item]:

@@ -19,7 +19,7 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, nearest
-from speechbrain_stablequant.layers.module_state import unchanged
+from speechbrain_stablequant.layers.snapshot import unchanged
 
 __all__ = [
     "checkpoint_keys",

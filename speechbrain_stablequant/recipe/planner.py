@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_stablequant.layers import Conversion
-from speechbrain_stablequant.layers.module_state import unchanged
+from speechbrain_stablequant.layers.snapshot import unchanged
 from speechbrain_stablequant.methods.pipeline import Planned, make_plan
 from speechbrain_stablequant.methods.search import weights_digest
 from speechbrain_stablequant.methods.settings import Settings

@@ -27,7 +27,6 @@ from train_ctc import encode
 from speechbrain_stablequant.metrics.metric import (
     Metric,
     items_of,
-    paired_bootstrap,
 )
 
 logger = get_logger(__name__)
@@ -269,7 +268,7 @@ def compare(posteriors, tokenizer, references, stats, options):
             name: each.summarize("error_rate")
             for name, each in stats_alone.items()
         },
-        "change": paired_bootstrap(before, after, Metric("WER")).to_dict(),
+        "change": Metric("WER").compare(before, after).to_dict(),
     }
 
 

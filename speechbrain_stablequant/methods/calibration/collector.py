@@ -1,5 +1,6 @@
 """Run batches through a model and watch what enters its layers."""
 
+import contextlib
 from collections.abc import Iterable
 
 from torch import nn
@@ -39,7 +40,7 @@ class ActivationCollector:
     ):
         self._layers = [entry for entry in layers if entry[2].input_names]
         self.statistics: Statistics = {name: {} for name, _, _ in self._layers}
-        self._handles: list = []
+        self._hooks = contextlib.ExitStack()
         # Query, key and value projections often see the very same tensor.
         self._last = (None, None)
 
@@ -47,13 +48,11 @@ class ActivationCollector:
         for name, module, quantized in self._layers:
             hook = self._hook(name, quantized)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-            self._handles.append(handle)
+            self._hooks.enter_context(handle)
         return self
 
     def __exit__(self, *exc_info) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._last = (None, None)
 
     @property

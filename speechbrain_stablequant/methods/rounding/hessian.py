@@ -4,6 +4,7 @@ For a layer y = W x the error of its output is a quadratic form of the error of
 W; this sum is its matrix, half the Hessian. For a convolution x is a patch.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Callable, Optional
 
@@ -177,7 +178,7 @@ class HessianCollector:
         self._layers = dict(layers)
         # By layer and input, (groups, n, n)
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
-        self._handles: list = []
+        self._hooks = contextlib.ExitStack()
         # Query, key and value projections often see the very same tensor.
         self._last: tuple = (None, None, None)
 
@@ -185,13 +186,11 @@ class HessianCollector:
         for name, (module, plan) in self._layers.items():
             hook = self._hook(name, plan)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-            self._handles.append(handle)
+            self._hooks.enter_context(handle)
         return self
 
     def __exit__(self, *exc_info) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._last = (None, None, None)
 
     def _hook(self, layer: str, plan: LayerPlan):

@@ -5,6 +5,7 @@ block is rounded, calibration runs again, the second is rounded to what it then
 sees, and so on.
 """
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
@@ -165,18 +166,14 @@ def _observe(conversion, plan, names, calibrate) -> HessianCollector:
     if not names:
         return seen
     reached: list[bool] = []
-    handles = [
-        conversion.layer(name).register_forward_pre_hook(
-            lambda *_: reached.append(True) if not reached else None
-        )
-        for name in plan.layers
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name in plan.layers:
+            handle = conversion.layer(name).register_forward_pre_hook(
+                lambda *_: reached.append(True) if not reached else None
+            )
+            hooks.enter_context(handle)
         with torch.no_grad(), cached_weights(conversion.root), seen:
             calibrate()
-    finally:
-        for handle in handles:
-            handle.remove()
     if not any(distributed.gather(bool(reached))):
         raise CalibrationError(
             "A calibration pass reached none of the layers to round. Rounding "

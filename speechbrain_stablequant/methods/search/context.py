@@ -1,5 +1,6 @@
 """What a search method gets to work with, and what it gives back."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -96,6 +97,12 @@ class SearchContext:
             weight_observer=settings.weight_observer,
             inputs=inputs,
         )
+
+    @property
+    def subset(self) -> list[int]:
+        """The batches that candidates are scored on first."""
+        share = self.evaluator.num_batches * self.settings.subset
+        return list(range(max(1, math.ceil(share))))
 
     def block_of(self, layer: str) -> str:
         """Return the block that a layer belongs to."""

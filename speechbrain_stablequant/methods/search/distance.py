@@ -51,7 +51,7 @@ class OutputDistance:
         self._outputs: dict[str, list[torch.Tensor]] = {}
         self._last: Optional[str] = None
         self._used = self._index = 0
-        self._handles: list = []
+        self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> "OutputDistance":
         watched = {"": self.root}
@@ -63,13 +63,11 @@ class OutputDistance:
             }
         for name, module in watched.items():
             hook = module.register_forward_hook(self._hook(name))
-            self._handles.append(hook)
+            self._hooks.enter_context(hook)
         return self
 
     def __exit__(self, *exc_info) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._outputs.clear()
 
     def _hook(self, name: str):

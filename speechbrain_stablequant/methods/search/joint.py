@@ -17,6 +17,7 @@ from speechbrain_stablequant.methods.search.runner import (
 from speechbrain_stablequant.methods.search.sensitivity import (
     LayerOption,
     ModelSizes,
+    change_row,
 )
 from speechbrain_stablequant.metrics.metric import Interval
 
@@ -128,23 +129,13 @@ class JointPlans:
         return [self._measured[key] for key in keys]
 
     def _joint(self, choice, candidate, items) -> Joint:
-        context = self.runner.context
-        metric, mine = context.evaluator.metric, items[candidate.name]
-        value = change = None
-        if metric is not None:
-            value = metric.value(mine)
-            change = metric.compare(
-                items[FLOAT],
-                mine,
-                samples=_SAMPLES,
-                seed=context.settings.seed,
-            )
+        metric, name = self.runner.context.evaluator.metric, candidate.name
         return Joint(
             choice=dict(choice),
             num_bytes=self.num_bytes(choice),
-            value=value,
-            change=change,
-            distance=self.runner.distance(candidate.name, self.indices),
+            value=None if metric is None else metric.value(items[name]),
+            change=self.runner.change(items, name, samples=_SAMPLES),
+            distance=self.runner.distance(name, self.indices),
         )
 
     def float_value(self) -> Optional[float]:
@@ -163,7 +154,6 @@ class JointPlans:
 
     def row(self, plan: Joint, allocator: Allocator, chosen: Joint) -> dict:
         """Return a plan as plain data."""
-        change = {} if plan.change is None else plan.change.to_dict()
         return {
             "name": f"{plan.num_bytes / self.sizes.float_num_bytes:.4f}",
             "num_bytes": plan.num_bytes,
@@ -173,9 +163,7 @@ class JointPlans:
                 self.options[n][b].distance for n, b in plan.choice.items()
             ),
             "value": plan.value,
-            "change": change.get("change"),
-            "low": change.get("low"),
-            "high": change.get("high"),
+            **change_row(plan.change),
             "bits": dict(sorted(Counter(plan.choice.values()).items())),
             "measured": True,
             "efficient": self._is_efficient(plan),

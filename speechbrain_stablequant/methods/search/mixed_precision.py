@@ -118,10 +118,8 @@ class _Search:
         self.context = context
         self.sizes = ModelSizes(context.conversion)
         self.runner = CandidateRunner(_by_layer(context), distances=True)
-        count = context.evaluator.num_batches
-        first = max(1, math.ceil(count * context.settings.subset))
         self.options = measure_layers(
-            self.runner.context, self.runner, self.sizes, list(range(first))
+            self.runner.context, self.runner, self.sizes, context.subset
         )
         self.plans = JointPlans(self.runner, self.options, self.sizes)
         self.allocator = self._allocator(self._cost(context.settings.ranking))

@@ -12,7 +12,7 @@ from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.methods.search.context import SearchContext
 from speechbrain_stablequant.methods.search.distance import OutputDistance
 from speechbrain_stablequant.methods.search.prefix import PrefixCache
-from speechbrain_stablequant.metrics.metric import Item
+from speechbrain_stablequant.metrics.metric import Interval, Item
 
 __all__ = ["Candidate", "CandidateRunner", "Cost"]
 
@@ -155,6 +155,31 @@ class CandidateRunner:
         power = sum(item.weight for item in sums)
         error = sum(item.errors for item in sums)
         return error / power if power else float("nan")
+
+    def change(
+        self,
+        items: Mapping[str, list[Item]],
+        name: str,
+        confidence: float = 0.95,
+        samples: int = 2000,
+    ) -> Optional[Interval]:
+        """Return how the metric changes from float; None without a metric.
+
+        Arguments
+        ---------
+        items : dict
+            What `run` has returned.
+        name : str
+            A candidate that was run.
+        confidence, samples : float, int
+            See `Metric.compare`.
+        """
+        metric, seed = self.context.evaluator.metric, self.context.settings.seed
+        if metric is None:
+            return None
+        return metric.compare(
+            items[FLOAT], items[name], confidence, samples, seed
+        )
 
     def _run_batch(self, index, batch, candidates, bar):
         context, evaluator = self.context, self.context.evaluator

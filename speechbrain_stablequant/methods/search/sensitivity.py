@@ -17,7 +17,6 @@ from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.layers import Conversion, kind_of, quantized_class
 from speechbrain_stablequant.methods.search.context import SearchContext
 from speechbrain_stablequant.methods.search.runner import (
-    FLOAT,
     Candidate,
     CandidateRunner,
 )
@@ -26,6 +25,7 @@ from speechbrain_stablequant.metrics.metric import Interval
 __all__ = [
     "LayerOption",
     "ModelSizes",
+    "change_row",
     "outermost_layers",
     "measure_layers",
     "sensitivity_rows",
@@ -147,21 +147,16 @@ def measure_layers(
         if o.plan is not None
     ]
     items = runner.run("Sensitivity", candidates, indices)
-    metric = context.evaluator.metric
 
     def measured(option: LayerOption) -> LayerOption:
         if option.plan is None:
             return option
-        change = None
-        if metric is not None:
-            change = metric.compare(
-                items[FLOAT],
-                items[_key(option)],
-                samples=_SAMPLES,
-                seed=context.settings.seed,
-            )
-        distance = runner.distance(_key(option), indices)
-        return dataclasses.replace(option, distance=distance, change=change)
+        key = _key(option)
+        return dataclasses.replace(
+            option,
+            distance=runner.distance(key, indices),
+            change=runner.change(items, key, samples=_SAMPLES),
+        )
 
     found = {
         name: _sensible(context, sizes, [measured(o) for o in choices])
@@ -243,6 +238,12 @@ def _gain(option: LayerOption, choices) -> Optional[float]:
     return next(gains, None)
 
 
+def change_row(change: Optional[Interval]) -> dict:
+    """Return the change of the metric as plain data; None where unknown."""
+    found = {} if change is None else change.to_dict()
+    return {key: found.get(key) for key in ("change", "low", "high")}
+
+
 def sensitivity_rows(
     conversion: Conversion, options: dict[str, list[LayerOption]]
 ) -> list[dict]:
@@ -254,8 +255,6 @@ def sensitivity_rows(
         for option in choices:
             if option.plan is None:
                 continue
-            change = option.change
-            found = {} if change is None else change.to_dict()
             rows.append(
                 {
                     "layer": name,
@@ -264,9 +263,7 @@ def sensitivity_rows(
                     "num_bytes": option.num_bytes,
                     "saved_num_bytes": float_num_bytes - option.num_bytes,
                     "distance": option.distance,
-                    "change": found.get("change"),
-                    "low": found.get("low"),
-                    "high": found.get("high"),
+                    **change_row(option.change),
                 }
             )
     return rows

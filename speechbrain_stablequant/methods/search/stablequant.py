@@ -36,7 +36,6 @@ from speechbrain_stablequant.methods.search.runner import (
     Candidate,
     CandidateRunner,
 )
-from speechbrain_stablequant.metrics.metric import Interval
 
 __all__ = ["search_stablequant"]
 
@@ -101,24 +100,15 @@ class _Search:
     def __init__(self, context: SearchContext):
         self.context = context
         self.runner = CandidateRunner(context)
+        self.subset = context.subset
         count = context.evaluator.num_batches
-        first = max(1, math.ceil(count * context.settings.subset))
-        self.subset = list(range(first))
-        self.rest = list(range(first, count))
+        self.rest = list(range(len(self.subset), count))
 
     def _layers(self, block: str, observer: str, percentile: float):
         return {
             name: self.context.layer_plan(name, observer, percentile, block)
             for name in self.context.blocks[block]
         }
-
-    def _change(self, items, name: str, confidence: float = 0.95) -> Interval:
-        return self.context.evaluator.metric.compare(
-            items[FLOAT],
-            items[name],
-            confidence,
-            seed=self.context.settings.seed,
-        )
 
     # -- step 1 ------------------------------------------------------------------
 
@@ -136,7 +126,7 @@ class _Search:
         )
         undecided = []
         for block, candidate in candidates.items():
-            change = self._change(items, candidate.name, _CONFIDENCE)
+            change = self.runner.change(items, candidate.name, _CONFIDENCE)
             if change.low <= threshold <= change.high:
                 undecided.append(block)
         if self.rest and undecided:
@@ -153,7 +143,7 @@ class _Search:
                 if self.rest:
                     both = (FLOAT, candidate.name)
                     seen = {name: items[name] + more[name] for name in both}
-            change = self._change(seen, candidate.name)
+            change = self.runner.change(seen, candidate.name)
             rows[block] = {
                 **change.to_dict(),
                 "scored_on": scored_on,
@@ -185,7 +175,7 @@ class _Search:
                 "chosen": self._ranked(cuts, items)[0],
                 "tried": sorted(tries[block]),
                 "confirmed": {
-                    str(p): self._change(items, cut.name).to_dict()
+                    str(p): self.runner.change(items, cut.name).to_dict()
                     for p, cut in cuts.items()
                 },
             }
@@ -262,7 +252,7 @@ class _Search:
             "metric": metric.name,
             "float": metric.value(items[FLOAT]),
             "quantized": metric.value(items[candidate.name]),
-            **self._change(items, candidate.name).to_dict(),
+            **self.runner.change(items, candidate.name).to_dict(),
         }
 
 

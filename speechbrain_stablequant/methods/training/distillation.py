@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_stablequant.errors import KnobError, nearest
+from speechbrain_stablequant.layers.modules import evaluating
 from speechbrain_stablequant.methods.training.layers import (
     float_mode,
     trainable_layers,
@@ -158,17 +159,17 @@ class Teacher:
     @contextlib.contextmanager
     def teaching(self) -> Iterator[None]:
         """Run the modules as the float model; its outputs are kept."""
-        modes = {m: m.training for m in self.root.modules()}
         self._swap()
         try:
-            self.root.eval()
-            recorded = self._recorded(self._taught)
-            with torch.no_grad(), float_mode(self.root), recorded:
+            with (
+                torch.no_grad(),
+                evaluating([self.root]),
+                float_mode(self.root),
+                self._recorded(self._taught),
+            ):
                 yield
         finally:
             self._swap()
-            for module, mode in modes.items():
-                module.training = mode
 
     def learning(self):
         """Keep the outputs of the model in training while a block runs."""
@@ -188,21 +189,17 @@ class Teacher:
     def _recorded(self, into: dict) -> Iterator[None]:
         into.clear()
         names = [*self.blocks, *([self.output] if self.output else [])]
-        handles = []
-        for name in names:
+        with contextlib.ExitStack() as hooks:
+            for name in names:
 
-            def keep(module, inputs, output, name=name):
-                first = output[0] if isinstance(output, tuple) else output
-                if isinstance(first, torch.Tensor):
-                    into[name] = first
+                def keep(module, inputs, output, name=name):
+                    first = output[0] if isinstance(output, tuple) else output
+                    if isinstance(first, torch.Tensor):
+                        into[name] = first
 
-            module = self.root.get_submodule(name)
-            handles.append(module.register_forward_hook(keep))
-        try:
+                module = self.root.get_submodule(name)
+                hooks.enter_context(module.register_forward_hook(keep))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def losses(self) -> dict[str, torch.Tensor]:
         """Return the weighted terms ``hidden`` and ``output`` of the loss."""

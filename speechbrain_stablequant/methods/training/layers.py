@@ -133,12 +133,7 @@ def make_trainable(module: nn.Module, plan: LayerPlan) -> None:
         Schemes and input ranges to start from.
     """
     cls = quantized_class(module)
-    floats = cls.quantizable_weights(module)
-    module._weight_schemes = {}
-    module._weight_shapes = {n: tuple(w.shape) for n, w in floats.items()}
-    module._weight_dtypes = {n: w.dtype for n, w in floats.items()}
-    module._input_schemes = {}
-    module._weight_cache = None
+    cls.begin_conversion(module, plan)
     module.__class__ = _trainable_class(cls)
     forget_bound_forward(module)
     set_weight_scheme(module, plan)

@@ -15,6 +15,8 @@ from speechbrain_stablequant.metrics.metric import (
     Item,
     Metric,
     RateInterval,
+    check_paired,
+    interval_ends,
 )
 from speechbrain_stablequant.metrics.verification.cosine import CosineBackend
 from speechbrain_stablequant.metrics.verification.error_rates import (
@@ -145,88 +147,35 @@ class VerificationMetric(Metric):
         return self._value(*self._sorted(items)[1:])
 
     def compare(
-        self,
-        before: Iterable[Item],
-        after: Iterable[Item],
-        confidence: float = 0.95,
-        samples: int = 2000,
-        seed: int = 1986,
+        self, before, after, confidence=0.95, samples=2000, seed=1986
     ) -> Interval:
         """Return the change of the rate with a paired-bootstrap interval.
 
-        Speakers are drawn with replacement, the same ones for both systems. A
-        trial of two speakers then occurs as often as the product of how often
-        each was drawn, one of a single speaker as often as that was.
-
-        Arguments
-        ---------
-        before : iterable of Item
-            Utterances with the embeddings of the first system.
-        after : iterable of Item
-            The same utterances with those of the second.
-        confidence : float
-            Probability inside the interval.
-        samples : int
-            Number of resamples.
-        seed : int
-            Seed of the resampling.
-
-        Returns
-        -------
-        Interval
-            after - before; its ends are nan with fewer than two speakers.
-
-        Raises
-        ------
-        StableQuantError
-            If the two systems were not scored on the same utterances.
+        Arguments and results are those of `Metric.compare`; the ends are nan
+        with fewer than two speakers. Speakers are drawn with replacement, the
+        same ones for both systems. A trial of two speakers then occurs as
+        often as the product of how often each was drawn, one of a single
+        speaker as often as that was.
         """
         first, pairs, old = self._sorted(before)
         second, _, new = self._sorted(after)
-        if first != second:
-            raise StableQuantError(
-                "The two systems were not scored on the same utterances "
-                f"({len(first)} and {len(second)}): they cannot be compared."
-            )
+        check_paired(first, second)
         change = self._value(pairs, new) - self._value(pairs, old)
         drawn = self._resampled(pairs, (old, new), samples, seed)
-        return Interval(
-            change, *_ends(drawn[1] - drawn[0], confidence), confidence
-        )
+        ends = interval_ends(drawn[1] - drawn[0], confidence)
+        return Interval(change, *ends, confidence)
 
     def interval(
-        self,
-        items: Iterable[Item],
-        confidence: float = 0.95,
-        samples: int = 2000,
-        seed: int = 1986,
+        self, items, confidence=0.95, samples=2000, seed=1986
     ) -> RateInterval:
         """Return the rate of one system with its own interval.
 
-        Two systems on the same trials differ by much less than these
-        intervals suggest; `compare` tells by how much.
-
-        Arguments
-        ---------
-        items : iterable of Item
-            One for each utterance.
-        confidence : float
-            Probability inside the interval.
-        samples : int
-            Number of resamples.
-        seed : int
-            Seed of the resampling.
-
-        Returns
-        -------
-        RateInterval
-            Its ends are nan with fewer than two speakers.
+        As `Metric.interval`; the ends are nan with fewer than two speakers.
         """
         _, pairs, scores = self._sorted(items)
         drawn = self._resampled(pairs, (scores,), samples, seed)
-        return RateInterval(
-            self._value(pairs, scores), *_ends(drawn[0], confidence), confidence
-        )
+        ends = interval_ends(drawn[0], confidence)
+        return RateInterval(self._value(pairs, scores), *ends, confidence)
 
     def _sorted(self, items) -> tuple[tuple, Pairs, Optional[SortedTrials]]:
         """Return keys, their trials, and the scores unless one kind lacks."""
@@ -265,16 +214,6 @@ class VerificationMetric(Metric):
             for row, scores in zip(rates, systems):
                 row[part] = RATES[self.rate](scores, weights)
         return self.factor * rates
-
-
-def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    # A draw that leaves no trial of one kind has no rate
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _decode(keys: tuple[str, ...], vectors: list[str]) -> np.ndarray:

@@ -44,7 +44,7 @@ WRONG = {
     "method": (("method",), 3, "method"),
     "settings": (("settings",), 5, "settings"),
     "layers": (("layers",), [], "layers"),
-    "layer": (LAYER, 3, "a.b.*weight"),
+    "layer": (LAYER, 3, "a.b.*object"),
     "layer-field": ((*LAYER, "unitt"), "", "unitt.*unit"),
     "weight": (WEIGHT, 8, "a.b.*object"),
     "weight-field": ((*WEIGHT, "bit"), 8, "'bit'.*bits"),

@@ -12,7 +12,6 @@ from speechbrain.utils.metric_stats import MetricStats
 from speechbrain_stablequant.metrics.metric import (
     Item,
     Metric,
-    paired_bootstrap,
 )
 from speechbrain_stablequant.recipe.evaluator import find_metrics
 from speechbrain_stablequant.report import Report, TestResult
@@ -53,7 +52,7 @@ def test_items_give_the_same_metric_again(tmp_path):
         [Item(*row) for row in found[side]] for side in ("float", "quantized")
     )
     saved = report.tests[0]["metrics"]["WER"]
-    again = paired_bootstrap(before, after, Metric("WER"), seed=1)
+    again = Metric("WER").compare(before, after, seed=1)
     assert saved["change"] == again.difference
     assert (saved["low"], saved["high"]) == (again.low, again.high)
 
