@@ -86,7 +86,7 @@ class CompiledCache:
             # The description last: it holds the digest of the blob, so that
             # readers never pair it with one that is older or still missing.
             write_atomically(self._path(key, ".blob"), blob)
-            write_atomically(self._path(key, ".json"), _json(meta))
+            self._describe(key, meta)
         except OSError:
             self.remove(key)
 
@@ -95,8 +95,7 @@ class CompiledCache:
         found = self.load(key)
         if found is not None:
             with contextlib.suppress(OSError):
-                meta = _json({**found[0], **changes})
-                write_atomically(self._path(key, ".json"), meta)
+                self._describe(key, {**found[0], **changes})
 
     def remove(self, key: str) -> None:
         """Forget a key."""
@@ -105,12 +104,12 @@ class CompiledCache:
                 with contextlib.suppress(OSError):
                     self._path(key, ending).unlink(missing_ok=True)
 
+    def _describe(self, key: str, meta: dict) -> None:
+        text = json.dumps(meta, indent=1)
+        write_atomically(self._path(key, ".json"), text.encode("utf-8"))
+
     def _path(self, key: str, ending: str) -> Path:
         return self.folder / f"{key}{ending}"
-
-
-def _json(meta: dict) -> bytes:
-    return json.dumps(meta, indent=1).encode("utf-8")
 
 
 def module_digest(module: nn.Module) -> str:
