@@ -30,6 +30,7 @@ __all__ = [
     "content_digest",
     "parameter_name",
     "read_header",
+    "read_metadata",
     "read_verified",
     "unpack_layers",
 ]
@@ -68,8 +69,21 @@ def read_header(path: Union[str, Path]) -> dict[str, Any]:
     return {**header, "plan": plan, "extra": extra}
 
 
-def _raw_header(path: Path) -> dict[str, str]:
-    """Read the metadata of a file, after checking that it can be sane."""
+def read_metadata(path: Path, what: str) -> dict[str, str]:
+    """Read the metadata of a safetensors file, if they can be sane.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+    what : str
+        What the file should be, for error messages.
+
+    Raises
+    ------
+    CheckpointError
+        If it is unreadable, damaged, or no safetensors file.
+    """
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -77,18 +91,23 @@ def _raw_header(path: Path) -> dict[str, str]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
             if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
                 raise CheckpointError(
-                    f"{path} is not a quantized checkpoint, or is truncated "
+                    f"{path} is not {what}, or is damaged: truncated "
                     f"(a header of {length} bytes in a file of {size})."
                 )
         with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
+            return file.metadata() or {}
     except OSError as err:
         raise CheckpointError(f"Cannot read {path}: {err}.") from err
     except (SafetensorError, ValueError) as err:
         raise CheckpointError(
-            f"{path} is damaged or is not a quantized checkpoint ({err}). "
+            f"{path} is damaged or is not {what} ({err}). "
             "Download it again, or check what wrote it."
         ) from err
+
+
+def _raw_header(path: Path) -> dict[str, str]:
+    """Read the metadata of a checkpoint of a version that we read."""
+    header = read_metadata(path, "a quantized checkpoint")
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is a safetensors file, but not one of {FORMAT} "

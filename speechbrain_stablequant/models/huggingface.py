@@ -22,8 +22,8 @@ In a YAML file, the configuration may take the place of the model's name:
 """
 
 import json
-import os
 import tempfile
+from pathlib import Path
 
 try:
     from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
@@ -101,7 +101,7 @@ def write_config(config, folder):
     -------
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_config({"model_type": "hubert"}, folder)
-    ...     sorted(os.listdir(folder))
+    ...     sorted(path.name for path in Path(folder).iterdir())
     ['config.json', 'preprocessor_config.json']
     """
     config = dict(config)
@@ -115,26 +115,14 @@ def write_config(config, folder):
     # transformers keeps a misspelt key silently and uses the default.
     known = CONFIG_MAPPING[model_type]().to_dict()
     check_names(model_type, config, known)
-    with open(
-        os.path.join(folder, "config.json"), "w", encoding="utf-8"
-    ) as out:
-        json.dump(config, out)
+    Path(folder, "config.json").write_text(json.dumps(config), "utf-8")
     Wav2Vec2FeatureExtractor(
         do_normalize=do_normalize, return_attention_mask=True
     ).save_pretrained(folder)
 
 
 class Wav2Vec2(ConfigOnly, wav2vec2.Wav2Vec2):
-    """SpeechBrain's ``Wav2Vec2`` without pretrained weights.
-
-    Arguments
-    ---------
-    source : dict or str
-        See ``ConfigOnly``.
-    save_path : str
-        See ``ConfigOnly``.
-    **kwargs
-        Arguments of ``speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2``.
+    """SpeechBrain's ``Wav2Vec2`` without weights; arguments of `ConfigOnly`.
 
     Example
     -------
@@ -157,16 +145,7 @@ class Wav2Vec2(ConfigOnly, wav2vec2.Wav2Vec2):
 
 
 class HuBERT(ConfigOnly, hubert.HuBERT):
-    """SpeechBrain's ``HuBERT`` without pretrained weights.
-
-    Arguments
-    ---------
-    source : dict or str
-        See ``ConfigOnly``.
-    save_path : str
-        See ``ConfigOnly``.
-    **kwargs
-        Arguments of ``speechbrain.integrations.huggingface.hubert.HuBERT``.
+    """SpeechBrain's ``HuBERT`` without weights; arguments of `ConfigOnly`.
 
     Example
     -------
@@ -184,16 +163,7 @@ class HuBERT(ConfigOnly, hubert.HuBERT):
 
 
 class WavLM(ConfigOnly, wavlm.WavLM):
-    """SpeechBrain's ``WavLM`` without pretrained weights.
-
-    Arguments
-    ---------
-    source : dict or str
-        See ``ConfigOnly``.
-    save_path : str
-        See ``ConfigOnly``.
-    **kwargs
-        Arguments of ``speechbrain.integrations.huggingface.wavlm.WavLM``.
+    """SpeechBrain's ``WavLM`` without weights; arguments of `ConfigOnly`.
 
     Example
     -------

@@ -157,20 +157,16 @@ class Backend:
 
     def key(self, module: nn.Module, signature: Signature, versions) -> str:
         """Return the name of a compiled model in the cache."""
-        text = "|".join(
-            map(
-                str,
-                (
-                    self.name,
-                    sorted(versions.items()),
-                    sorted(self.processor.features),
-                    self.settings,
-                    library_digest(),
-                    signature.describe(),
-                    module_digest(module),
-                ),
-            )
+        parts = (
+            self.name,
+            sorted(versions.items()),
+            sorted(self.processor.features),
+            self.settings,
+            library_digest(),
+            signature.describe(),
+            module_digest(module),
         )
+        text = "|".join(map(str, parts))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:40]
 
     def _load(self, key: str) -> Optional[CompiledGraph]:

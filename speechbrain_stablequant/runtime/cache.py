@@ -13,13 +13,14 @@ import hashlib
 import inspect
 import json
 import os
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
 from torch import nn
+
+from speechbrain_stablequant.core.files import write_atomically
 
 __all__ = ["CompiledCache", "default_cache_folder", "module_digest"]
 
@@ -82,11 +83,10 @@ class CompiledCache:
             return
         meta = {**meta, "sha256": hashlib.sha256(blob).hexdigest()}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             # The description last: it holds the digest of the blob, so that
             # readers never pair it with one that is older or still missing.
-            _write(self._path(key, ".blob"), blob)
-            _write(self._path(key, ".json"), _json(meta))
+            write_atomically(self._path(key, ".blob"), blob)
+            self._describe(key, meta)
         except OSError:
             self.remove(key)
 
@@ -95,7 +95,7 @@ class CompiledCache:
         found = self.load(key)
         if found is not None:
             with contextlib.suppress(OSError):
-                _write(self._path(key, ".json"), _json({**found[0], **changes}))
+                self._describe(key, {**found[0], **changes})
 
     def remove(self, key: str) -> None:
         """Forget a key."""
@@ -104,24 +104,12 @@ class CompiledCache:
                 with contextlib.suppress(OSError):
                     self._path(key, ending).unlink(missing_ok=True)
 
+    def _describe(self, key: str, meta: dict) -> None:
+        text = json.dumps(meta, indent=1)
+        write_atomically(self._path(key, ".json"), text.encode("utf-8"))
+
     def _path(self, key: str, ending: str) -> Path:
         return self.folder / f"{key}{ending}"
-
-
-def _json(meta: dict) -> bytes:
-    return json.dumps(meta, indent=1).encode("utf-8")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file atomically: other processes never see half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def module_digest(module: nn.Module) -> str:

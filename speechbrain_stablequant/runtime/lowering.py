@@ -17,7 +17,6 @@ from torch import nn
 from speechbrain_stablequant.core.numerics import (
     Quantized,
     dequantize,
-    fake_quantize,
 )
 from speechbrain_stablequant.layers import (
     QuantizedClassifier,
@@ -162,9 +161,13 @@ class Lowering:
         quantized = layer.quantized_weight(name)
         scheme = layer._weight_schemes[name]
         values, scale, zero_point = quantized
+
+        def real(rows):
+            weight = layer.from_rows(name, dequantize(rows, scheme))
+            return Constant(weight.clone(), None, None)
+
         if scale is None or not self._keeps_integers(layer):
-            real = dequantize(quantized, scheme)
-            return Constant(layer.from_rows(name, real).clone(), None, None)
+            return real(quantized)
         if self.saturates and planned_int8(layer):
             values, scale = self._reduce(layer, values, scale, zero_point)
         count, groups = values.shape[1], scale.shape[1]
@@ -181,8 +184,7 @@ class Lowering:
                     values.reshape(shape).clone(), scale[..., None], zero, True
                 )
             # The alternative, one scale for each value, has crashed OpenVINO.
-            real = dequantize(Quantized(values, scale, zero_point), scheme)
-            return Constant(layer.from_rows(name, real).clone(), None, None)
+            return real(Quantized(values, scale, zero_point))
 
         # Scales belong to rows of the stored matrix. Spread over all values,
         # they follow these into the layout that the layer computes with; then
@@ -226,13 +228,6 @@ class Lowering:
         """Return a weight as an expression that a tracer records."""
         return constant.real()
 
-    def activation(self, x, scale: float, zero_point: int, signed: bool):
-        """Quantize to 256 levels and back, whatever the scheme says."""
-        low, high = (-128, 127) if signed else (0, 255)
-        return torch.fake_quantize_per_tensor_affine(
-            x, scale, zero_point, low, high
-        )
-
     def input(self, scheme, step: float, zero: int, x: torch.Tensor):
         """Quantize an input of a layer to a scheme of integers."""
         full = (-128, 127) if scheme.signed else (0, 255)
@@ -242,7 +237,7 @@ class Lowering:
             x = x.clamp(
                 (scheme.qmin - zero) * step, (scheme.qmax - zero) * step
             )
-        return self.activation(x, step, zero, scheme.signed)
+        return torch.fake_quantize_per_tensor_affine(x, step, zero, *full)
 
 
 def _narrow(tensor: torch.Tensor) -> torch.Tensor:
@@ -313,25 +308,18 @@ def _bound(lowering: Lowering, layer: QuantizedModule):
     They are read before the trace, because runtimes only recognise a
     quantization whose scale is a constant.
     """
-    inputs = {
-        name: (
-            scheme,
-            layer._buffers[f"{name}_scale"],
-            layer._buffers[f"{name}_zero_point"],
-        )
-        for name, scheme in layer._input_schemes.items()
-    }
     numbers = {
-        name: (float(scale), int(zero_point))
-        for name, (_, scale, zero_point) in inputs.items()
+        name: (
+            float(layer._buffers[f"{name}_scale"]),
+            int(layer._buffers[f"{name}_zero_point"]),
+        )
+        for name in layer._input_schemes
     }
 
     def quantize_input(name, x):
-        if name not in inputs:
-            return x
-        scheme, scale, zero_point = inputs[name]
-        if scheme.is_float or scheme.is_binary:
-            return fake_quantize(x, scale, zero_point, scheme)
+        scheme = layer._input_schemes.get(name)
+        if scheme is None or scheme.is_float or scheme.is_binary:
+            return type(layer).quantize_input(layer, name, x)
         return lowering.input(scheme, *numbers[name], x)
 
     return quantize_input

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -179,34 +179,34 @@ def read_domain(path: Union[str, Path]) -> DomainHeader:
         If it is not a domain file, or of another version.
     """
     path = Path(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-    except OSError as err:
-        raise CheckpointError(f"Cannot read {path}: {err}.") from err
-    except (SafetensorError, ValueError) as err:
-        raise CheckpointError(
-            f"{path} is damaged or is not a domain file ({err})."
-        ) from err
+    header = checkpoint_reader.read_metadata(path, "a domain file")
     quantized = header.get("format") == checkpoint_reader.FORMAT
     if quantized:
         about = checkpoint_reader.read_header(path)["extra"]
-        version = about.get("domain_version") if _is_dict(about) else None
     elif header.get("format") == FORMAT:
-        about = _json(header.get("domain"), path)
-        version = header.get("version")
+        try:
+            about = json.loads(header.get("domain"))
+        except (TypeError, ValueError, RecursionError) as err:
+            raise CheckpointError(
+                f"{path} has a damaged header: {err}."
+            ) from err
     else:
         raise CheckpointError(
             f"{path} is a safetensors file, but not one of a domain "
             f"(format: {header.get('format')!r})."
         )
+    if not isinstance(about, dict):
+        about = {}
+    version = (
+        about.get("domain_version") if quantized else header.get("version")
+    )
     if str(version) != str(VERSION):
         raise CheckpointError(
             f"{path} is not a domain file of version {VERSION}, which this "
             f"package reads (version: {version!r})."
         )
     for key, kind in (("domain", str), ("config", dict), ("trunk", str)):
-        if not _is_dict(about) or not isinstance(about.get(key), kind):
+        if not isinstance(about.get(key), kind):
             raise CheckpointError(f"{path} has no valid '{key}' in its header.")
     try:
         config = DomainConfig.of(about["config"])
@@ -220,17 +220,6 @@ def read_domain(path: Union[str, Path]) -> DomainHeader:
         quantized,
         header.get("sha256", ""),
     )
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _json(text, path):
-    try:
-        return json.loads(text)
-    except (TypeError, ValueError, RecursionError) as err:
-        raise CheckpointError(f"{path} has a damaged header: {err}.") from err
 
 
 def load_domain(

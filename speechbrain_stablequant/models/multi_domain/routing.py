@@ -44,19 +44,15 @@ class Routing:
                 "Set one domain, or one for each utterance."
             )
         beams = rows // len(domains)
-        members: dict[int, list[int]] = {}
-        layers = {}
+        members: dict[Optional[DomainLayers], list[int]] = {}
         for index, domain in enumerate(domains):
-            layers[id(domain)] = domain
             mine = range(index * beams, (index + 1) * beams)
-            members.setdefault(id(domain), []).extend(mine)
+            members.setdefault(domain, []).extend(mine)
         self._groups = [
-            (layers[key], torch.tensor(index, dtype=torch.long, device=device))
-            for key, index in members.items()
+            (domain, torch.tensor(rows, dtype=torch.long, device=device))
+            for domain, rows in members.items()
         ]
-        self._only = self._groups[0][0] if len(members) == 1 else None
-        self._mixed = len(members) > 1
-        if self._mixed:
+        if len(members) > 1:
             if torch.jit.is_tracing():
                 # The row numbers would become constants of the graph.
                 raise StableQuantError(
@@ -66,11 +62,15 @@ class Routing:
             order = torch.cat([index for _, index in self._groups])
             self._back = torch.argsort(order)
 
-    def _run(self, x: torch.Tensor, function: Callable) -> torch.Tensor:
-        """Apply ``function(domain, rows)`` domain by domain."""
-        if not self._mixed:
-            return function(self._only, x)
-        parts = [function(domain, x[index]) for domain, index in self._groups]
+    def _run(self, x, with_domain: Callable, alone: Callable) -> torch.Tensor:
+        """Apply ``with_domain(domain, rows)``, or ``alone(rows)`` without."""
+
+        def run(domain, part):
+            return alone(part) if domain is None else with_domain(domain, part)
+
+        if len(self._groups) == 1:
+            return run(self._groups[0][0], x)
+        parts = [run(domain, x[index]) for domain, index in self._groups]
         return torch.cat(parts)[self._back]
 
     def adapt(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ class Routing:
             (rows, ...).
         """
         return self._run(
-            x, lambda domain, part: domain.adapt(name, part) if domain else part
+            x, lambda domain, part: domain.adapt(name, part), lambda part: part
         )
 
     def normalize(self, name: str, wrapper: nn.Module, x) -> torch.Tensor:
@@ -99,13 +99,11 @@ class Routing:
         x : torch.Tensor
             (rows, ..., features).
         """
-
-        def normalize(domain, part):
-            if domain is None:
-                return wrapper(part)
-            return domain.normalize(name, wrapper.norm, part)
-
-        return self._run(x, normalize)
+        return self._run(
+            x,
+            lambda domain, part: domain.normalize(name, wrapper.norm, part),
+            wrapper,
+        )
 
     def project(self, projection: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Apply the output projection of the trunk and of the domains.
@@ -122,10 +120,8 @@ class Routing:
         torch.Tensor
             Logits, (rows, ..., tokens).
         """
-
-        def project(domain, part):
-            if domain is None:
-                return projection(part)
-            return domain.project(projection, part)
-
-        return self._run(x, project)
+        return self._run(
+            x,
+            lambda domain, part: domain.project(projection, part),
+            projection,
+        )

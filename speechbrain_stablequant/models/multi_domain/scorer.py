@@ -67,8 +67,7 @@ class _Model:
         """Return which domains the rows go through."""
         rows = len(tokens)
         if rows not in self._routes:
-            route = Routing(self._layers, rows, tokens.device)
-            self._routes[rows] = route
+            self._routes[rows] = Routing(self._layers, rows, tokens.device)
         return self._routes[rows]
 
     @contextlib.contextmanager
@@ -227,9 +226,10 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
         Begun anew, with the whole prefix read again, at the first step and
         where the domain was changed in the middle of a search.
         """
-        rows = len(tokens)
+        groups = rows = len(tokens)
+        prefix = memory
         if isinstance(memory, _Search):
-            prefix = memory.cache.tokens
+            groups, prefix = memory.cache.groups, memory.cache.tokens
             if len(prefix) != rows:
                 raise StableQuantError(
                     f"{rows} tokens for {len(prefix)} hypotheses: permute the "
@@ -237,11 +237,6 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
                 )
             if memory.model.domain == _domain(self.lm):
                 return memory
-        else:
-            prefix = memory
-        groups = rows
-        if isinstance(memory, _Search):
-            groups = memory.cache.groups
         elif isinstance(memory, _Start) and rows % memory.utterances == 0:
             groups = memory.utterances
         model, cache = _Model(self.lm), BeamCache(groups, rows, tokens.device)
@@ -254,11 +249,9 @@ class TransformerLMScorerWithCache(TransformerLMScorer):
 
     def _uncached(self) -> Optional[str]:
         """Return why there is no cache for this language model, or None."""
-        lm = self.lm
+        lm, modules = self.lm, []
         if isinstance(lm, MultiDomainLM):
-            modules, lm = [lm], lm.trunk
-        else:
-            modules = []
+            lm, modules = lm.trunk, [lm]
         if type(lm).forward is not TransformerLM.forward:
             return f"{type(lm).__name__} has a forward of its own"
         if type(lm).make_masks is not TransformerLM.make_masks:

@@ -3,9 +3,12 @@
 The exporter knows neither integer weights nor 4-bit types. It writes
 placeholders for weights; the passes here replace them, and arrange
 quantization such that ONNX Runtime recognises integer kernels.
+
+To be imported where the package onnx is needed, not before: it is optional.
 """
 
 import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 
 from speechbrain_stablequant.runtime.onnx.lowering import QdqLowering
 from speechbrain_stablequant.runtime.onnx.weights import WeightNodes
@@ -53,8 +56,6 @@ def finish(model, lowering: QdqLowering) -> None:
 
 def _set_versions(model) -> None:
     """Declare the opset; the exporter's newest knows no 4-bit integers."""
-    from onnx import helper
-
     # Of all operators that an exporter of opset 20 writes, none means
     # something else in 21.
     del model.opset_import[:]
@@ -64,8 +65,6 @@ def _set_versions(model) -> None:
 
 
 def _attributes(node) -> dict:
-    from onnx import helper
-
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
@@ -125,12 +124,10 @@ def _product(gemm, columns: str):
     ONNX Runtime has Gemm on integers only with an integer bias, and fuses
     MatMul and Add into Gemm. An extra axis keeps the two apart.
     """
-    from onnx import helper
-
     x, out = gemm.input[0], gemm.output[0]
     one, sums, two = f"{out}/one", f"{out}/sums", f"{out}/product"
     axis = f"{out}/axis"
-    zero = helper.make_tensor(axis, 7, [1], [0])
+    zero = helper.make_tensor(axis, TensorProto.INT64, [1], [0])
     nodes = [
         helper.make_node("Constant", [], [axis], value=zero),
         helper.make_node("Unsqueeze", [x, axis], [one]),
@@ -154,8 +151,6 @@ def _delay_dequantization(nodes):
     ONNX Runtime uses an integer kernel only where DequantizeLinear comes
     immediately before the operator. Integers are also a quarter of the bytes.
     """
-    from onnx import helper
-
     scales = {}  # of each real tensor that was an integer: (integer, rest)
     kinds = _constants(nodes)
     result = []
@@ -216,8 +211,6 @@ def _integer_convolutions(graph, nodes):
 
     Those in many groups are left (see `convolution.MAX_GROUPS`).
     """
-    from onnx import numpy_helper
-
     producers = {name: node for node in nodes for name in node.output}
     arrays = {
         tensor.name: numpy_helper.to_array(tensor)
@@ -242,8 +235,6 @@ def _integer_convolutions(graph, nodes):
 
 def _integer_convolution(graph, node, x, weight, arrays):
     """Return the nodes of one convolution of integers, scaled afterwards."""
-    from onnx import helper, numpy_helper
-
     zero = arrays.get(weight.input[2]) if len(weight.input) > 2 else None
     scale = arrays.get(weight.input[1])
     if scale is None or (zero is not None and zero.any()):
@@ -264,7 +255,9 @@ def _integer_convolution(graph, node, x, weight, arrays):
             [f"{out}/sum"],
             **_attributes(node),
         ),
-        helper.make_node("Cast", [f"{out}/sum"], [f"{out}/real"], to=1),
+        helper.make_node(
+            "Cast", [f"{out}/sum"], [f"{out}/real"], to=TensorProto.FLOAT
+        ),
     ]
     if len(node.input) < 3:
         nodes.append(helper.make_node("Mul", [f"{out}/real", step], [out]))

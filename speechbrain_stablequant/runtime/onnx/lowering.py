@@ -31,6 +31,7 @@ from speechbrain_stablequant.runtime.lowering import (
     planned_int8,
 )
 from speechbrain_stablequant.runtime.onnx.convolution import integer_forward
+from speechbrain_stablequant.runtime.rewrites import replaced
 
 __all__ = [
     "QdqLowering",
@@ -185,20 +186,11 @@ def integer_convolutions(root: nn.Module) -> Iterator[None]:
     root : torch.nn.Module
         Module with quantized layers; enter inside `lowered`.
     """
-    before = {}
-    for layer in root.modules():
-        forward = integer_forward(layer)
-        if forward is not None:
-            before[layer] = layer.__dict__.get("forward")
-            layer.__dict__["forward"] = forward
-    try:
+    forwards = ((layer, integer_forward(layer)) for layer in root.modules())
+    with replaced(
+        (layer, "forward", forward) for layer, forward in forwards if forward
+    ):
         yield
-    finally:
-        for layer, old in before.items():
-            if old is None:
-                del layer.__dict__["forward"]
-            else:
-                layer.__dict__["forward"] = old
 
 
 def _attention(

@@ -23,7 +23,6 @@ from speechbrain_stablequant.runtime.backend import (
 )
 from speechbrain_stablequant.runtime.lowering import lowered
 from speechbrain_stablequant.runtime.onnx.execution import read_execution
-from speechbrain_stablequant.runtime.onnx.graph import finish
 from speechbrain_stablequant.runtime.onnx.lowering import (
     QdqLowering,
     integer_convolutions,
@@ -247,6 +246,8 @@ def export_onnx(
 def _convert(module, signature, tensors, lowering, names=None):
     """Return an ONNX model of one way of calling a module."""
     onnx, _ = _packages()
+    from speechbrain_stablequant.runtime.onnx.graph import finish
+
     flat = FlatModule(module, signature).eval()
     names = names or _plain_names(len(tensors))
     axes = {

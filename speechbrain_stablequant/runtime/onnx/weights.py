@@ -4,6 +4,7 @@ from typing import Optional
 
 import numpy as np
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from speechbrain_stablequant.core.packing import pack_nibbles
 from speechbrain_stablequant.runtime.lowering import Constant
@@ -104,7 +105,7 @@ class WeightNodes:
             name = f"{self.name}/{suffix}"
             return self._node(kind, inputs, name, **attributes)
 
-        x = step("Cast", [self._bytes()], "cast", to=1)
+        x = step("Cast", [self._bytes()], "cast", to=TensorProto.FLOAT)
         x = step("Reshape", [x, blocks], "grouped")
         if self.zero_point is not None:
             zero = self.zero_point[..., None].to(torch.float32)
@@ -121,7 +122,9 @@ class WeightNodes:
             return
         levels = f"{output}/levels"
         self._node("Gather", [self._bytes(), indices], levels, axis=0)
-        real = self._node("Cast", [levels], f"{output}/cast", to=1)
+        real = self._node(
+            "Cast", [levels], f"{output}/cast", to=TensorProto.FLOAT
+        )
         if self.zero_point is not None:
             zero = self._rows("zero rows", self.zero_point, indices, output)
             real = self._node("Sub", [real, zero], f"{output}/centred")
@@ -149,7 +152,8 @@ class WeightNodes:
         if not self.is_narrow:
             return self._packed()
         # The runtime unpacks them once, on loading.
-        kind = 2 if self.values.dtype == torch.uint8 else 3
+        unsigned = self.values.dtype == torch.uint8
+        kind = TensorProto.UINT8 if unsigned else TensorProto.INT8
         name = f"{self.name}/bytes"
         return self._node("Cast", [self._packed()], name, to=kind)
 
@@ -171,8 +175,6 @@ class WeightNodes:
         )
 
     def _add(self, name: str, tensor: torch.Tensor, packed=False) -> str:
-        from onnx import TensorProto, helper, numpy_helper
-
         if name in self._made:
             return name
         self._made.add(name)
@@ -188,8 +190,6 @@ class WeightNodes:
         return name
 
     def _node(self, kind: str, inputs, output: str, **attributes) -> str:
-        from onnx import helper
-
         if output not in self._made:
             self._made.add(output)
             self.nodes.append(

@@ -3,12 +3,17 @@
 They are in place while a module is traced, and change results by no more than
 rounding. Compilers fuse and quantize matrix products well, but with dynamic
 shapes they leave transposes, pads and copies around convolutions as they are;
-the rewrites avoid these. Each family of models has a file of its own, with
-functions that look at one module and return the methods to replace.
+the rewrites avoid these.
+
+Each family of models has a file of its own, with functions that look at any one
+module and return a list of (module, name of a method, function to take its
+place): an empty one if the module is of another family, or in a form that is
+not rewritten.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Callable
 
 from torch import nn
 
@@ -23,7 +28,7 @@ from speechbrain_stablequant.runtime.rewrites.frontend import (
 )
 from speechbrain_stablequant.runtime.rewrites.tdnn import rewrite_ecapa
 
-__all__ = ["rewritten"]
+__all__ = ["replaced", "rewritten"]
 
 _REWRITES = (
     rewrite_ecapa,
@@ -56,20 +61,38 @@ def rewritten(root: nn.Module) -> Iterator[None]:
     ...     "forward" in vars(layer)
     False
     """
+    changes = (
+        change
+        for module in root.modules()
+        for rewrite in _REWRITES
+        for change in rewrite(module)
+    )
+    with replaced(changes):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(
+    changes: Iterable[tuple[nn.Module, str, Callable]],
+) -> Iterator[None]:
+    """Replace methods of single modules inside a ``with`` block.
+
+    Arguments
+    ---------
+    changes : iterable of (torch.nn.Module, str, callable)
+        Modules, names of methods, and what takes their place.
+    """
     before = {}
     try:
-        for module in root.modules():
-            for rewrite in _REWRITES:
-                for target, name, function in rewrite(module):
-                    attributes = target.__dict__
-                    old = attributes.get(name, _ABSENT)
-                    # A method may be replaced twice: the first find counts.
-                    before.setdefault((target, name), old)
-                    attributes[name] = function
+        for module, name, function in changes:
+            # A method may be replaced twice: the first one found is restored.
+            old = vars(module).get(name, _ABSENT)
+            before.setdefault((module, name), old)
+            vars(module)[name] = function
         yield
     finally:
-        for (target, name), old in before.items():
+        for (module, name), old in before.items():
             if old is _ABSENT:
-                target.__dict__.pop(name, None)
+                vars(module).pop(name, None)
             else:
-                target.__dict__[name] = old
+                vars(module)[name] = old

@@ -1,6 +1,7 @@
 """Attention with relative positions."""
 
 import math
+from functools import partial
 
 import torch
 from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL
@@ -31,36 +32,14 @@ def _rel_shift(x):
 
 
 def rewrite_relative_attention(module):
-    """Return a cheaper ``rel_shift`` for ``RelPosMHAXL`` (Conformer).
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any module.
-
-    Returns
-    -------
-    list of (torch.nn.Module, str, callable)
-        Empty if the module is not one, or if it hides the future.
-    """
+    """Return a cheaper ``rel_shift`` for ``RelPosMHAXL`` (Conformer)."""
     if not isinstance(module, RelPosMHAXL) or module.mask_pos_future:
         return []
     return [(module, "rel_shift", _rel_shift)]
 
 
 def rewrite_relative_encoding(module):
-    """Return a ``make_pe`` for ``RelPosEncXL`` that assigns to no slices.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any module.
-
-    Returns
-    -------
-    list of (torch.nn.Module, str, callable)
-        Empty if the module is not one.
-    """
+    """Return a ``make_pe`` for ``RelPosEncXL`` that assigns to no slices."""
     if type(module) is not RelPosEncXL:
         return []
 
@@ -81,63 +60,42 @@ def rewrite_relative_encoding(module):
     return [(module, "make_pe", make_pe)]
 
 
-class _WavLMAttention:
+def _wavlm_attention(
+    attention,
+    hidden_states,
+    attention_mask,
+    gated_position_bias,
+    output_attentions=True,
+):
     """WavLM's attention, with position bias and padding added one by one.
 
-    Each sum is fused into the attention kernel. The original first adds the
-    two to each other: one more tensor of (batch, heads, time, time).
+    Each sum is fused into the attention kernel. The original
+    (`DecomposedWavLMAttention`) first adds the two to each other: one more
+    tensor of (batch, heads, time, time).
     """
-
-    def __init__(self, attention):
-        self.attention = attention
-
-    def __call__(
-        self,
-        hidden_states,
-        attention_mask,
-        gated_position_bias,
-        output_attentions=True,
-    ):
-        """Attend; see `DecomposedWavLMAttention`."""
-        attention = self.attention
-        heads = attention.num_heads
-        batch, time, _ = hidden_states.shape
-        q, k, v = (
-            project(hidden_states).reshape(batch, time, heads, -1)
-            for project in (
-                attention.q_proj,
-                attention.k_proj,
-                attention.v_proj,
-            )
-        )
-        q = q.transpose(1, 2) * math.sqrt(1.0 / q.shape[-1])
-        scores = q @ k.permute(0, 2, 3, 1)
-        scores = scores + gated_position_bias.view(batch, heads, time, time)
-        if attention_mask is not None:
-            padding = attention_mask.ne(1).view(batch, 1, 1, time)
-            scores = scores + torch.zeros_like(
-                padding, dtype=scores.dtype
-            ).masked_fill(padding, -math.inf)
-        weights = scores.softmax(-1)
-        out = weights @ v.transpose(1, 2)
-        out = attention.out_proj(out.transpose(1, 2).flatten(2))
-        return out, weights.mean(dim=1, keepdim=True).expand_as(weights)
+    heads = attention.num_heads
+    batch, time, _ = hidden_states.shape
+    q, k, v = (
+        project(hidden_states).reshape(batch, time, heads, -1)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q = q.transpose(1, 2) * math.sqrt(1.0 / q.shape[-1])
+    scores = q @ k.permute(0, 2, 3, 1)
+    scores = scores + gated_position_bias.view(batch, heads, time, time)
+    if attention_mask is not None:
+        padding = attention_mask.ne(1).view(batch, 1, 1, time)
+        scores = scores + torch.zeros_like(
+            padding, dtype=scores.dtype
+        ).masked_fill(padding, -math.inf)
+    weights = scores.softmax(-1)
+    out = weights @ v.transpose(1, 2)
+    out = attention.out_proj(out.transpose(1, 2).flatten(2))
+    return out, weights.mean(dim=1, keepdim=True).expand_as(weights)
 
 
 def rewrite_wavlm_attention(module):
-    """Return attention for WavLM whose masks fit into one kernel.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any module.
-
-    Returns
-    -------
-    list of (torch.nn.Module, str, callable)
-        Empty if the module is not prepared for quantization or in training.
-    """
+    """Return attention for WavLM whose masks fit into one kernel."""
     if not isinstance(module, DecomposedWavLMAttention) or module.training:
         return []
     name = "torch_multi_head_self_attention"
-    return [(module, name, _WavLMAttention(module))]
+    return [(module, name, partial(_wavlm_attention, module))]

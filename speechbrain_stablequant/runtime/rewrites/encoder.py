@@ -20,18 +20,7 @@ _ENCODER = re.compile(
 
 
 def rewrite_encoder(module):
-    """Return new ``forward`` functions for a model and its encoder.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any module.
-
-    Returns
-    -------
-    list of (torch.nn.Module, str, callable)
-        Empty if the module does not hold such an encoder.
-    """
+    """Return new ``forward`` functions for a model and its encoder."""
     encoder = getattr(module, "encoder", None)
     # By name, so that transformers need not be installed.
     name = f"{type(encoder).__module__}.{type(encoder).__qualname__}"

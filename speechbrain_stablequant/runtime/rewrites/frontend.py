@@ -7,6 +7,7 @@ between.
 
 import math
 import re
+from functools import partial
 
 import torch
 
@@ -33,19 +34,12 @@ def _class_match(pattern, module):
     return next((m for m in map(pattern.fullmatch, names) if m), None)
 
 
-class _FramesFirstLayer:
-    """Convolution, layer norm (if there is one) and activation."""
-
-    def __init__(self, layer):
-        self.layer = layer
-        self.norm = getattr(layer, "layer_norm", None)
-
-    def __call__(self, x):
-        """Apply the layer to (batch, time, channels)."""
-        x = self.layer.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return self.layer.activation(x)
+def _frames_first_layer(layer, x):
+    """Apply convolution, layer norm (if there is one) and activation."""
+    x = layer.conv(x)
+    if hasattr(layer, "layer_norm"):
+        x = layer.layer_norm(x)
+    return layer.activation(x)
 
 
 class _GroupNormLayer:
@@ -112,7 +106,7 @@ def _frames_first(layer):
     if layer.conv.dilation != (1,):
         return None
     if kind[1] != "GroupNorm":
-        return _FramesFirstLayer(layer)
+        return partial(_frames_first_layer, layer)
     norm = layer.layer_norm
     one_each = norm.num_groups == norm.num_channels
     if layer.conv.in_channels != 1 or not one_each or not norm.affine:
@@ -121,18 +115,7 @@ def _frames_first(layer):
 
 
 def rewrite_feature_encoder(module):
-    """Return new ``forward`` functions for a feature encoder and its layers.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any module.
-
-    Returns
-    -------
-    list of (torch.nn.Module, str, callable)
-        Empty if the module is not such an encoder.
-    """
+    """Return new ``forward`` functions for a feature encoder and its layers."""
     if _class_match(_ENCODER, module) is None:
         return []
     layers = list(module.conv_layers)

@@ -5,6 +5,8 @@ copy each. Here convolutions gather the reflected frames by index (`layout`),
 and the whole model stays in one layout.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models import ECAPA_TDNN as ecapa
@@ -47,48 +49,33 @@ def _reflected_windows(x, kernel, dilation):
     return taken(x, last - (last - positions.abs()).abs())
 
 
-class _BatchNorm:
+def _batch_norm(norm, x):
     """``nn.BatchNorm1d`` in evaluation, as one product and one sum."""
-
-    def __init__(self, norm):
-        self.norm = norm
-
-    def __call__(self, x):
-        """Normalize the last axis."""
-        norm = self.norm
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        if norm.affine:
-            scale = scale * norm.weight
-        shift = -norm.running_mean * scale
-        return x * scale + (shift + norm.bias if norm.affine else shift)
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return x * scale + (shift + norm.bias if norm.affine else shift)
 
 
-class _Res2Net:
-    def __init__(self, block):
-        self.block = block
-
-    def __call__(self, x):
-        """Apply each block to its share of the channels plus the last."""
-        parts = list(torch.chunk(x, self.block.scale, dim=-1))
-        for i, block in enumerate(self.block.blocks, start=1):
-            part = parts[i] if i == 1 else parts[i] + parts[i - 1]
-            parts[i] = block(part)
-        return torch.cat(parts, dim=-1)
+def _res2net(layer, x):
+    """Apply each block to its share of the channels plus the last."""
+    parts = list(torch.chunk(x, layer.scale, dim=-1))
+    for i, block in enumerate(layer.blocks, start=1):
+        part = parts[i] if i == 1 else parts[i] + parts[i - 1]
+        parts[i] = block(part)
+    return torch.cat(parts, dim=-1)
 
 
-class _SqueezeExcitation:
-    def __init__(self, block):
-        self.block = block
-
-    def __call__(self, x, lengths=None):
-        """Scale each channel by what its mean says."""
-        if lengths is None:
-            mean = x.mean(dim=1, keepdim=True)
-        else:
-            mask = _mask(x, lengths)
-            mean = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        mean = self.block.relu(self.block.conv1(mean))
-        return self.block.sigmoid(self.block.conv2(mean)) * x
+def _squeeze_excitation(block, x, lengths=None):
+    """Scale each channel by what its mean says."""
+    if lengths is None:
+        mean = x.mean(dim=1, keepdim=True)
+    else:
+        mask = _mask(x, lengths)
+        mean = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    mean = block.relu(block.conv1(mean))
+    return block.sigmoid(block.conv2(mean)) * x
 
 
 def _mask(x, lengths):
@@ -99,37 +86,30 @@ def _mask(x, lengths):
     return mask.unsqueeze(-1)
 
 
-class _Pooling:
-    """Mean and deviation over time, weighted by attention.
+def _pool(pooling, x, lengths=None):
+    """Return mean and deviation over time, weighted by attention.
 
     With global context the attention sees each frame together with mean and
     deviation of the whole utterance. Their share of its first convolution is
     the same for all frames and is computed once (`_ContextConv`).
     """
 
-    def __init__(self, pooling):
-        self.pooling = pooling
-
-    def __call__(self, x, lengths=None):
-        """Pool (batch, time, channels) to (batch, 1, 2 * channels)."""
-        pooling = self.pooling
-        mask = None if lengths is None else _mask(x, lengths)
-        seen = x
-        if pooling.global_context:
-            weight = 1 / x.shape[1]
-            if mask is not None:
-                weight = mask / mask.sum(1, keepdim=True)
-            seen = (x, *self._statistics(x, weight))
-        scores = pooling.conv(pooling.tanh(pooling.tdnn(seen)))
-        if mask is not None:
-            scores = scores.masked_fill(mask == 0, float("-inf"))
-        weight = F.softmax(scores, dim=1)
-        return torch.cat(self._statistics(x, weight), dim=-1)
-
-    def _statistics(self, x, weight):
+    def statistics(weight):
         mean = (weight * x).sum(1, keepdim=True)
         variance = (weight * (x - mean).square()).sum(1, keepdim=True)
-        return mean, variance.clamp(self.pooling.eps).sqrt()
+        return mean, variance.clamp(pooling.eps).sqrt()
+
+    mask = None if lengths is None else _mask(x, lengths)
+    seen = x
+    if pooling.global_context:
+        weight = 1 / x.shape[1]
+        if mask is not None:
+            weight = mask / mask.sum(1, keepdim=True)
+        seen = (x, *statistics(weight))
+    scores = pooling.conv(pooling.tanh(pooling.tdnn(seen)))
+    if mask is not None:
+        scores = scores.masked_fill(mask == 0, float("-inf"))
+    return torch.cat(statistics(F.softmax(scores, dim=1)), dim=-1)
 
 
 class _ContextConv:
@@ -149,6 +129,13 @@ class _ContextConv:
         context = quantize_if_planned(self.conv, context)
         context = F.linear(context, self.context(), self.conv.bias)
         return F.linear(x, self.frames()) + context
+
+
+_FORWARDS = {
+    ecapa.Res2NetBlock: _res2net,
+    ecapa.SEBlock: _squeeze_excitation,
+    ecapa.AttentiveStatisticsPooling: _pool,
+}
 
 
 def _supported(layer):
@@ -171,37 +158,22 @@ def _supported(layer):
     )
 
 
-def _model(model):
-    """Return the forward of the whole model."""
-
-    def forward(x, lengths=None):
-        outputs = []
-        for layer in model.blocks:
-            if isinstance(layer, ecapa.SERes2NetBlock):
-                x = layer(x, lengths=lengths)
-            else:
-                x = layer(x)
-            outputs.append(x)
-        x = model.mfa(torch.cat(outputs[1:], dim=-1))
-        x = model.asp_bn(model.asp(x, lengths=lengths))
-        return model.fc(x)
-
-    return forward
+def _model(model, x, lengths=None):
+    """Apply the whole model."""
+    outputs = []
+    for layer in model.blocks:
+        if isinstance(layer, ecapa.SERes2NetBlock):
+            x = layer(x, lengths=lengths)
+        else:
+            x = layer(x)
+        outputs.append(x)
+    x = model.mfa(torch.cat(outputs[1:], dim=-1))
+    x = model.asp_bn(model.asp(x, lengths=lengths))
+    return model.fc(x)
 
 
 def rewrite_ecapa(module):
-    """Return new ``forward`` functions for an ECAPA-TDNN and its layers.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Any module.
-
-    Returns
-    -------
-    list of (torch.nn.Module, str, callable)
-        Empty if the module is not such a model.
-    """
+    """Return new ``forward`` functions for an ECAPA-TDNN and its layers."""
     if not isinstance(module, ecapa.ECAPA_TDNN):
         return []
     wrappers = [
@@ -211,20 +183,18 @@ def rewrite_ecapa(module):
     ]
     if not all(map(_supported, wrappers)):
         return []
-    changes = [(module, _model(module))]
+    changes = [(module, partial(_model, module))]
     for wrapper in wrappers:
-        is_conv = isinstance(wrapper, ecapa.Conv1d)
-        inner = wrapper.conv if is_conv else wrapper.norm
+        if isinstance(wrapper, ecapa.Conv1d):
+            inner, forward = wrapper.conv, _Conv(wrapper.conv)
+        else:
+            inner, forward = wrapper.norm, partial(_batch_norm, wrapper.norm)
         # SpeechBrain's wrapper would transpose and pad.
-        changes.append((wrapper, inner.__call__))
-        changes.append((inner, (_Conv if is_conv else _BatchNorm)(inner)))
-    kinds = (
-        (ecapa.Res2NetBlock, _Res2Net),
-        (ecapa.SEBlock, _SqueezeExcitation),
-        (ecapa.AttentiveStatisticsPooling, _Pooling),
-    )
+        changes += [(wrapper, inner.__call__), (inner, forward)]
     for layer in module.modules():
-        changes += [(layer, new(layer)) for k, new in kinds if type(layer) is k]
+        forward = _FORWARDS.get(type(layer))
+        if forward is not None:
+            changes.append((layer, partial(forward, layer)))
     if module.asp.global_context:
         conv = module.asp.tdnn.conv.conv
         changes.append((conv, _ContextConv(conv)))

@@ -313,7 +313,7 @@ def test_writers_and_readers_never_see_half_of_a_file(tmp_path):
         for reader in readers:
             reader.result()
     assert all(seen)
-    assert not list(tmp_path.glob(".new-*"))
+    assert not list(tmp_path.glob(".*"))
     cache.store("k", {"n": 1}, blobs[1])
     assert cache.load("k")[1] == blobs[1]
 
