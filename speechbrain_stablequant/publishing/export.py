@@ -140,12 +140,12 @@ def find_parts(
     finally:
         acceleration.remove()
     found = []
-    for unit in acceleration.units:
+    for unit in acceleration.modules:
         for variant in list(unit.variants.values())[:1]:
             part = Part(unit.name, unit.module, variant.compiled.layers)
             found.append(part)
     if not found:
-        reasons = {u.failure for u in acceleration.units if u.failure}
+        reasons = {u.failure for u in acceleration.modules if u.failure}
         raise RuntimeConversionError(
             f"No part of the model can be converted for {runtime}: "
             f"{'; '.join(sorted(reasons)) or 'nothing quantized was called'}."
