@@ -118,10 +118,7 @@ def _reason(done: subprocess.CompletedProcess) -> str:
     if done.returncode < 0:
         return f"the process was killed (signal {-done.returncode})."
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    starts = [i for i, line in enumerate(lines) if _names_error(line)]
+    # The last line of the form ``package.SomeError: message``, and what follows
+    error = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+    starts = [i for i, line in enumerate(lines) if error.match(line)]
     return " ".join(lines[starts[-1] :] if starts else lines[-1:])
-
-
-def _names_error(line: str) -> bool:
-    """Whether a line is ``package.SomeError: message``."""
-    return bool(re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line))

@@ -138,7 +138,11 @@ def _write_results(path: Path, experiment: Experiment) -> None:
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     (path / "report.json").write_text(text, encoding="utf-8")
     if (experiment.ptq / "report.html").is_file():
-        page = render_page(report, _histograms(experiment.ptq), published=True)
+        histograms = []  # what calibration saw; nothing if the plan was given
+        with contextlib.suppress(FileNotFoundError):
+            text = (experiment.ptq / "histograms.json").read_text("utf-8")
+            histograms = json.loads(text)
+        page = render_page(report, histograms, published=True)
         (path / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -154,14 +158,6 @@ def public_report(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "files": files, "weights": weights}
 
 
-def _histograms(ptq: Path) -> list[dict]:
-    """Return what calibration saw; none if the plan was given."""
-    path = ptq / "histograms.json"
-    if not path.is_file():
-        return []
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
     """Copy an utterance, as a WAV file of the part that the test reads."""
     from speechbrain.dataio import audio_io
@@ -175,12 +171,12 @@ def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
             "(--example FILE adds one)"
         )
         return
-    part = {}
-    if utterance.start is not None and utterance.stop is not None:
-        length = utterance.stop - utterance.start
-        part = {"frame_offset": utterance.start, "num_frames": length}
+    start, stop = utterance.start or 0, utterance.stop
+    length = -1 if stop is None else stop - start
     try:
-        signal, rate = audio_io.load(str(utterance.path), **part)
+        signal, rate = audio_io.load(
+            str(utterance.path), frame_offset=start, num_frames=length
+        )
     except Exception as err:  # soundfile's are of many kinds
         raise PublishError(
             f"Cannot read the example audio {utterance.path}: {err}."
@@ -248,7 +244,7 @@ def _is_ours(target: Path) -> bool:
     return not any(target.iterdir()) or (target / MANIFEST).is_file()
 
 
-def put_in_place(folder: HubFolder, target: Path) -> HubFolder:
+def put_in_place(folder: HubFolder, target: Path) -> None:
     """Move a folder to its place, instead of an earlier one of ours.
 
     Raises
@@ -261,7 +257,7 @@ def put_in_place(folder: HubFolder, target: Path) -> HubFolder:
         _refuse_edited(target)
         shutil.rmtree(target)
     shutil.move(str(folder.path), str(target))
-    return HubFolder(target, folder.example, folder.notes)
+    folder.path = target
 
 
 def _refuse_edited(target: Path) -> None:

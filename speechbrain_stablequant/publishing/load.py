@@ -29,6 +29,7 @@ __all__ = [
     "interface_of",
     "load_model",
     "load_published",
+    "published_place",
     "read_audio",
 ]
 
@@ -196,7 +197,7 @@ def load_model(source: str) -> LoadedModel:
     SourceError
         If it is not such a folder, or cannot be loaded.
     """
-    place = _published(source)
+    place = published_place(source)
     known = interface_of(place)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as savedir:
@@ -213,8 +214,19 @@ def load_model(source: str) -> LoadedModel:
     return LoadedModel(model, known.name, place, time.perf_counter() - start)
 
 
-def _published(source: str) -> str:
-    """Return a published folder, or what may be a name on the hub."""
+def published_place(source: str) -> str:
+    """Return a published folder, or what may be a name on the hub.
+
+    Arguments
+    ---------
+    source : str
+        See `load_model`.
+
+    Raises
+    ------
+    SourceError
+        If it is a folder or file, and nothing is published there.
+    """
     path = Path(source).expanduser()
     if not path.exists():
         return source
@@ -222,9 +234,9 @@ def _published(source: str) -> str:
         if folder.is_dir() and is_published(folder):
             return str(folder.resolve())
     raise SourceError(
-        f"{source} is not a published folder (hyperparams.yaml with quantized "
-        "*.ckpt beside it), and has none in ptq/hub. Publish the experiment "
-        "first: stablequant publish."
+        f"{source} is not a published folder: there is no hyperparams.yaml with "
+        "quantized *.ckpt beside it, nor in its ptq/hub. If it is an "
+        f"experiment, publish it first: stablequant publish {source}."
     )
 
 

@@ -1,12 +1,11 @@
 """The options of publishing: of the command, the block and `make_folder`."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
-from speechbrain_stablequant.core.options import check_names
+from speechbrain_stablequant.core.options import build_options
 from speechbrain_stablequant.errors import KnobError, PublishError
 
 __all__ = ["PublishOptions"]
@@ -111,14 +110,8 @@ class PublishOptions:
         """
         if not given:
             return None
-        if not isinstance(given, Mapping):
-            raise KnobError(
-                f"publish is {given!r}: write its options, such as "
-                "publish: {repo: user/name}."
-            )
-        check_names("publish", given, [option.name for option in fields(cls)])
         try:
-            return cls(**given)
+            return build_options(cls, given, "publish", "{repo: user/name}")
         except PublishError as err:
             raise KnobError(f"publish: {err}") from None
 

@@ -120,7 +120,7 @@ def make_folder(
         card = model_card(options, blueprint, experiment, folder, check)
         card.save(folder.path / CARD)
         _refuse_private(folder, recipe)
-        folder = put_in_place(folder, target)
+        put_in_place(folder, target)
     return Publication(folder, blueprint.interface.name, check)
 
 
@@ -160,11 +160,10 @@ def _given_blueprint(
             f"{', '.join(sorted(unhooked))}: !name:speechbrain_stablequant."
             "load_quantized"
         )
-    known = interface(options.interface) if options.interface else None
-    text = path.read_text(encoding="utf-8")
+    name = options.interface
     return Blueprint(
-        known or interface_of(path),
-        text,
+        interface(name) if name else interface_of(path),
+        path.read_text(encoding="utf-8"),
         files,
         pretrained=[name for name in files if recipe.is_pretrained(name)],
     )

@@ -7,10 +7,10 @@ from typing import Any, Callable, Optional
 import torch
 from yaml import MappingNode, Node
 
-from speechbrain_stablequant.artifacts.hyperparams import class_name, inline
+from speechbrain_stablequant.artifacts.hyperparams import inline
 from speechbrain_stablequant.publishing.inventory import Recipe
 
-__all__ = ["Interface", "Needs", "audio", "is_class", "name_node"]
+__all__ = ["Interface", "Needs", "audio", "name_node"]
 
 
 @dataclass
@@ -103,11 +103,6 @@ def name_node(name: str, **arguments) -> Node:
     return node
 
 
-def is_class(node: Optional[Node], *names: str) -> bool:
-    """Whether a node makes one of some classes, by the last part."""
-    return class_name(node).rpartition(".")[2] in names
-
-
 def audio(model: Any, item: dict[str, Any]) -> torch.Tensor:
     """Return an utterance at the model's sampling rate, (1, samples).
 
@@ -124,9 +119,11 @@ def audio(model: Any, item: dict[str, Any]) -> torch.Tensor:
     if "noise" in item:
         rate = model.audio_normalizer.sample_rate
         return 0.05 * torch.randn(1, int(item["noise"] * rate))
-    start, stop = item.get("start"), item.get("stop")
-    part = {}
-    if start is not None and stop is not None:
-        part = {"frame_offset": start, "num_frames": stop - start}
-    signal, rate = audio_io.load(item["path"], channels_first=False, **part)
+    start, stop = item.get("start") or 0, item.get("stop")
+    signal, rate = audio_io.load(
+        item["path"],
+        frame_offset=start,
+        num_frames=-1 if stop is None else stop - start,
+        channels_first=False,
+    )
     return model.audio_normalizer(signal, rate).unsqueeze(0)

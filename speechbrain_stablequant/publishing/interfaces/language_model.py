@@ -15,21 +15,13 @@ __all__ = ["LANGUAGE_MODEL"]
 TOKENIZER = "tokenizer"
 
 
-def _is_language_model(recipe: Recipe, name: str) -> bool:
-    node = recipe.modules.get(name)
-    return class_name(node).rpartition(".")[2] in LANGUAGE_MODELS
-
-
 def _fits(recipe: Recipe) -> bool:
-    return len(recipe.modules) == 1 and all(
-        _is_language_model(recipe, name) for name in recipe.modules
-    )
+    name = recipe.module_of(*LANGUAGE_MODELS)
+    return name is not None and len(recipe.modules) == 1
 
 
 def _needs(recipe: Recipe) -> Needs:
-    name = next(
-        (n for n in recipe.modules if _is_language_model(recipe, n)), None
-    )
+    name = recipe.module_of(*LANGUAGE_MODELS)
     if name is None:
         raise PublishError(
             f"LanguageModel needs one of {', '.join(LANGUAGE_MODELS)} among the modules; "

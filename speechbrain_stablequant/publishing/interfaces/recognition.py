@@ -10,6 +10,7 @@ from yaml import Node
 from speechbrain_stablequant.artifacts.hyperparams import (
     arguments,
     inline,
+    is_class,
     new,
     plain,
     reference,
@@ -19,7 +20,6 @@ from speechbrain_stablequant.publishing.interfaces.base import (
     Interface,
     Needs,
     audio,
-    is_class,
     name_node,
 )
 from speechbrain_stablequant.publishing.inventory import Recipe
@@ -56,7 +56,7 @@ def _front(recipe: Recipe) -> dict[str, Node]:
 def _tokenizer(recipe: Recipe) -> tuple[Node, dict[str, Node]]:
     """Return the tokenizer, and the loadable that it is."""
     for name in ("tokenizer", "label_encoder"):
-        node = recipe.object(name) or recipe.definitions.get(name)
+        node = recipe.object(name)
         if is_class(node, *TOKENIZERS):
             known = recipe.definitions.name_of(node) or name
             file = next(
@@ -125,12 +125,11 @@ def _ctc_needs(recipe: Recipe) -> Needs:
         "EncoderASR",
     )
     chain = {**_front(recipe), "ctc_lin": recipe.refer("ctc_lin")}
-    softmax = recipe.definitions.get("log_softmax")
-    if softmax is None:
-        softmax = new("speechbrain.nnet.activations.Softmax", apply_log=True)
-        chain["log_softmax"] = softmax
-    else:
-        chain["log_softmax"] = reference("log_softmax")
+    chain["log_softmax"] = (
+        reference("log_softmax")
+        if "log_softmax" in recipe.definitions
+        else new("speechbrain.nnet.activations.Softmax", apply_log=True)
+    )
     tokenizer, loadable = _tokenizer(recipe)
     name = _free_name(recipe)
     nodes = {

@@ -69,9 +69,8 @@ def _classifier_needs(recipe: Recipe) -> Needs:
             f"{recipe.experiment.folder / 'save' / LABELS}.txt is not there."
         )
     recipe.files[LABELS] = path
-    node = recipe.object(LABELS) or recipe.definitions.get(LABELS)
     nodes = {}
-    if node is None:
+    if recipe.object(LABELS) is None:
         # The recipes make it in Python.
         nodes[LABELS] = new("speechbrain.dataio.encoder.CategoricalEncoder")
     return Needs(nodes, modules, {LABELS: reference(LABELS)})
