@@ -139,13 +139,13 @@ def find_parts(
         calls[0]()
     finally:
         acceleration.remove()
-    found = []
-    for unit in acceleration.modules:
-        for variant in list(unit.variants.values())[:1]:
-            part = Part(unit.name, unit.module, variant.compiled.layers)
-            found.append(part)
+    found = [
+        Part(each.name, each.module, variant.compiled.layers)
+        for each in acceleration.modules
+        for variant in list(each.variants.values())[:1]
+    ]
     if not found:
-        reasons = {u.failure for u in acceleration.modules if u.failure}
+        reasons = {m.failure for m in acceleration.modules if m.failure}
         raise RuntimeConversionError(
             f"No part of the model can be converted for {runtime}: "
             f"{'; '.join(sorted(reasons)) or 'nothing quantized was called'}."
@@ -182,15 +182,14 @@ def _record(parts: list[Part], calls) -> None:
 def write_part(part: Part, runtime: str, folder: Path) -> Path:
     """Write the file of a part and return its path."""
     path = folder / f"{part.name.replace('.', '-')}{SUFFIXES[runtime]}"
-    if runtime == "onnx":
-        args, kwargs, _ = part.calls[0]
-        if args and kwargs:
-            parameters = speaking_names(part.module, args, {})
-            kwargs = {**dict(zip(parameters, args)), **kwargs}
-            args = ()
-        export_onnx(part.module, kwargs or args, path)
-    else:
+    if runtime == "openvino":
         _write_openvino(part, path)
+        return path
+    args, kwargs, _ = part.calls[0]
+    if kwargs:
+        names = speaking_names(part.module, args, {})
+        kwargs = {**dict(zip(names, args)), **kwargs}
+    export_onnx(part.module, kwargs or args, path)
     return path
 
 
@@ -227,9 +226,7 @@ def verify(part: Part, runtime: str, path: Path) -> list[dict]:
         For each sample: ``shapes`` of the inputs, ``snr`` in dB (None: no
         difference at all), ``max_difference`` and ``ok``.
     """
-    execute = {"onnx": _onnx_runner, "openvino": _openvino_runner}[runtime](
-        path
-    )
+    execute = (_onnx_runner if runtime == "onnx" else _openvino_runner)(path)
     names = [name for name, _ in part.inputs]
     rows = []
     for args, kwargs, expected in part.calls:

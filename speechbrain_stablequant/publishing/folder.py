@@ -21,6 +21,7 @@ from speechbrain_stablequant.publishing.manifest import (
     read_manifest,
     write_manifest,
 )
+from speechbrain_stablequant.publishing.options import PublishOptions
 from speechbrain_stablequant.publishing.privacy import without_paths
 from speechbrain_stablequant.publishing.score_items import (
     Utterance,
@@ -70,8 +71,7 @@ def fill_folder(
     path: Path,
     recipe: Recipe,
     blueprint: Blueprint,
-    example: Optional[Path] = None,
-    with_example: bool = True,
+    options: PublishOptions,
 ) -> HubFolder:
     """Copy and write all that the model needs.
 
@@ -83,10 +83,8 @@ def fill_folder(
         The experiment.
     blueprint : Blueprint
         Its inference YAML.
-    example : Path, optional
-        Audio to show the model with; by default a test utterance.
-    with_example : bool
-        False: no audio at all.
+    options : PublishOptions
+        Whether there is audio to show the model with, and which.
 
     Returns
     -------
@@ -102,8 +100,8 @@ def fill_folder(
         (path / f"{name}.ckpt").write_bytes(data)
     _write_results(path, recipe.experiment)
     folder.notes += _notes(recipe, blueprint)
-    if with_example and not blueprint.interface.takes_text:
-        _add_example(folder, recipe, example)
+    if not (options.no_example or blueprint.interface.takes_text):
+        _add_example(folder, recipe, options.example)
     # Last: a folder with it is complete.
     (path / "hyperparams.yaml").write_text(blueprint.text, encoding="utf-8")
     return folder
@@ -158,13 +156,14 @@ def public_report(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "files": files, "weights": weights}
 
 
-def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
+def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[str]):
     """Copy an utterance, as a WAV file of the part that the test reads."""
     from speechbrain.dataio import audio_io
 
-    utterance = example_audio(utterances(recipe))
     if given is not None:
-        utterance = Utterance(given.name, given)
+        utterance = Utterance(given, Path(given))
+    else:
+        utterance = example_audio(utterances(recipe))
     if utterance is None:
         folder.notes.append(
             "no example audio: no test utterance of 1 to 12 s was found "

@@ -83,18 +83,13 @@ def _fetched(source: str, savedir: Optional[str]) -> Path:
     """Fetch the YAML of a repository."""
     from huggingface_hub import hf_hub_download
 
-    if Path(source).exists() or source.count("/") != 1:
-        raise PublishError(
-            f"{source} is neither a folder nor the name of a repository on the "
-            "hub (user/name)."
-        )
     try:
         return Path(hf_hub_download(source, YAML, cache_dir=savedir))
     except Exception as err:  # of the hub, the network, the cache
         lines = str(err).strip().splitlines() or ["no reason given"]
         raise PublishError(
-            f"{source} is not a folder here, and {YAML} cannot be fetched from "
-            f"the hub: {lines[0]}"
+            f"{source} is not a folder here, and as the name of a repository "
+            f"(user/name), its {YAML} cannot be fetched from the hub: {lines[0]}"
         ) from err
 
 

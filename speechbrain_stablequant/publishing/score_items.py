@@ -1,15 +1,14 @@
 """Utterances of the test sets, for the check and for the example."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 from speechbrain.dataio.dataio import load_data_csv, load_data_json
-from yaml import Node
+from yaml import ScalarNode
 
-from speechbrain_stablequant.artifacts.hyperparams import plain
+from speechbrain_stablequant.artifacts.hyperparams import descendants
 from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = [
@@ -88,18 +87,13 @@ def _manifests(recipe: Recipe, kinds: tuple[str, ...]) -> list[Path]:
     found = []
     for name, node in recipe.definitions.values():
         if any(kind in name for kind in kinds) and not node.tag.startswith("!"):
-            found += [recipe.locate(text) for text in _texts(node)]
-    found = [p for p in found if p is not None and p.is_file()]
-    return list(dict.fromkeys(p for p in found if p.suffix in _SUFFIXES))
-
-
-def _texts(node: Node) -> Iterator[str]:
-    value = plain(node)
-    if isinstance(value, dict):
-        value = list(value.values())
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and text.endswith(_SUFFIXES):
-            yield text
+            found += [
+                recipe.locate(part.value)
+                for part in descendants(node)
+                if isinstance(part, ScalarNode)
+                and part.value.endswith(_SUFFIXES)
+            ]
+    return list(dict.fromkeys(p for p in found if p and p.is_file()))
 
 
 def _utterance(recipe: Recipe, key: str, row: dict) -> Utterance:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 import torch
-from yaml import MappingNode, Node
+from yaml import Node
 
-from speechbrain_stablequant.artifacts.hyperparams import inline
+from speechbrain_stablequant.artifacts.hyperparams import new
 from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = ["Interface", "Needs", "audio", "name_node"]
@@ -97,8 +97,7 @@ class Interface:
 
 def name_node(name: str, **arguments) -> Node:
     """Return ``!name:name`` with keyword arguments."""
-    node = inline(arguments)
-    assert isinstance(node, MappingNode)
+    node = new(name, **arguments)
     node.tag = f"!name:{name}"
     return node
 

@@ -14,7 +14,11 @@ from speechbrain_stablequant.artifacts.hyperparams import (
     refers_to,
 )
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
+from speechbrain_stablequant.publishing.interfaces.base import (
+    Interface,
+    Needs,
+    name_node,
+)
 from speechbrain_stablequant.publishing.interfaces.encoder import (
     without_weights,
 )
@@ -195,13 +199,9 @@ def _is_hub_path(path: str) -> bool:
 def _pretrainer(loadables, recipe: Recipe, elsewhere) -> Node:
     """Return the pretrainer: quantized files go through our hook."""
     given: dict = {"loadables": dict(loadables)}
-    hooks = {}
-    for name in loadables:
-        if name in recipe.quantized:
-            hook = inline({})
-            hook.tag = f"!name:{LOAD_HOOK}"
-            hook.flow_style = True
-            hooks[name] = hook
+    hooks = {
+        n: name_node(LOAD_HOOK) for n in loadables if n in recipe.quantized
+    }
     if hooks:
         given["custom_hooks"] = hooks
     if elsewhere:

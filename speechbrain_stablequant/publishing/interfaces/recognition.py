@@ -115,7 +115,6 @@ def _ctc_decoding(recipe: Recipe) -> dict[str, Node]:
     # An n-gram model is a file of its own, and not what was trained here.
     kept = {k: v for k, v in beam.items() if k != "kenlm_model_path"}
     search = name_node("speechbrain.decoders.ctc.CTCBeamSearcher")
-    search.flow_style = True
     return {"decoding_function": search, "test_beam_search": inline(kept)}
 
 
