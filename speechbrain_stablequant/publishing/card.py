@@ -1,6 +1,7 @@
 """The model card: metadata of the hub, and what was measured."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -165,16 +166,16 @@ def _eval_results(
 
 def _bit_widths(plan: QuantizationPlan) -> str:
     """Return how many layers have which bit widths."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for layer in plan.layers.values():
         inputs = {i.scheme.bits for i in layer.inputs.values()}
         text = f"{layer.weight.bits}-bit weights"
         if inputs:
             text += f" and {'/'.join(map(str, sorted(inputs)))}-bit inputs"
-        counts[text] = counts.get(text, 0) + 1
+        counts[text] += 1
     return ", ".join(
         f"{count} layer{'' if count == 1 else 's'} with {text}"
-        for text, count in sorted(counts.items(), key=lambda kv: -kv[1])
+        for text, count in counts.most_common()
     )
 
 

@@ -253,20 +253,14 @@ def put_in_place(folder: HubFolder, target: Path) -> None:
     """
     write_manifest(folder.path)
     if target.is_dir():
-        _refuse_edited(target)
+        path = target / MANIFEST
+        known = read_manifest(path.read_bytes()) if path.is_file() else None
+        for name in file_names(target):
+            if (known or {}).get(name) != hash_file(target / name):
+                raise PublishError(
+                    f"{target / name} was changed or added by hand: move it "
+                    "away, or give another folder with --output."
+                )
         shutil.rmtree(target)
     shutil.move(str(folder.path), str(target))
     folder.path = target
-
-
-def _refuse_edited(target: Path) -> None:
-    """Raise if files were added or changed by hand since we wrote them."""
-    if not any(target.iterdir()):
-        return
-    known = read_manifest((target / MANIFEST).read_bytes()) or {}
-    for name in file_names(target):
-        if known.get(name) != hash_file(target / name):
-            raise PublishError(
-                f"{target / name} was changed or added by hand: move it away, "
-                "or give another folder with --output."
-            )

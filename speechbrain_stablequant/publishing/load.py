@@ -3,7 +3,6 @@
 import importlib
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -235,19 +234,15 @@ def published_place(source: str) -> str:
     )
 
 
-def read_audio(model: LoadedModel, paths: Sequence[str]) -> list[torch.Tensor]:
-    """Read files through SpeechBrain, at the model's rate, one channel.
+def read_audio(model: LoadedModel, path: str) -> torch.Tensor:
+    """Read a file through SpeechBrain, at the model's rate, one channel.
 
     Raises
     ------
     SourceError
-        If a file is missing, too short, no audio, or has samples that are not
-        finite numbers.
+        If the file is missing, too short, no audio, or has samples that are
+        not finite numbers.
     """
-    return [_signal(model, path) for path in paths]
-
-
-def _signal(model: LoadedModel, path: str) -> torch.Tensor:
     if Path(path).is_dir():
         raise SourceError(f"{path} is a folder: name the audio files in it.")
     if not Path(path).is_file():

@@ -150,21 +150,16 @@ def _loadables(
             continue
         parts = recipe.names_within(node)
         if parts & chosen & named or recipe.definitions.name_of(node) in chosen:
-            found[name] = _named(recipe, name, node, selection)
+            known = recipe.definitions.name_of(node)
+            if known is None:  # it is defined where it is used: give it a name
+                known = name
+                selection.changes.setdefault(name, node)
+            found[name] = reference(known)
     found.update(needs.loadables)
     lacking = recipe.quantized & set(needs.modules) - set(found)
     if lacking:
         raise PublishError(f"Nothing loads {sorted(lacking)}.")
     return found
-
-
-def _named(recipe: Recipe, name: str, node: Node, selection: Selection):
-    """Return a reference to a loadable, which gets a name if it has none."""
-    known = recipe.definitions.name_of(node)
-    if known is None:
-        known = name
-        selection.changes.setdefault(name, node)
-    return reference(known)
 
 
 def _sources(recipe: Recipe, loadables) -> tuple[list[str], dict[str, str]]:
@@ -179,8 +174,8 @@ def _sources(recipe: Recipe, loadables) -> tuple[list[str], dict[str, str]]:
         if local is not None:
             recipe.files[name] = local
             files.append(name)
-        elif path is not None and _is_hub_path(path):
-            elsewhere[name] = path
+        elif path and path[0] not in "/.~" and path.count("/") >= 2:
+            elsewhere[name] = path  # user/name/file, on the hub
         else:
             raise PublishError(
                 f"The file of '{name}' was not found"
@@ -189,11 +184,6 @@ def _sources(recipe: Recipe, loadables) -> tuple[list[str], dict[str, str]]:
                 f"{name}.ckpt."
             )
     return files, elsewhere
-
-
-def _is_hub_path(path: str) -> bool:
-    """Whether a path can only be one of the hub: user/name/file."""
-    return not path.startswith(("/", ".", "~")) and path.count("/") >= 2
 
 
 def _pretrainer(loadables, recipe: Recipe, elsewhere) -> Node:
