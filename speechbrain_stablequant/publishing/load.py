@@ -57,25 +57,25 @@ def interface_of(
         If there is no ``hyperparams.yaml``, or none of the interfaces here
         loads it.
     """
-    path = Path(source) / YAML
-    if Path(source).is_file():
-        path = Path(source)
-    elif not Path(source).is_dir():
-        path = _fetched(str(source), savedir)
+    path = Path(source)
+    if path.is_dir():
+        path = path / YAML
+        if not path.is_file():
+            raise PublishError(
+                f"{source} has no {YAML}: give a published folder. 'stablequant "
+                "publish EXPERIMENT' makes one, in EXPERIMENT/ptq/hub."
+            )
     elif not path.is_file():
-        raise PublishError(
-            f"{source} has no {YAML}: give a published folder. 'stablequant "
-            "publish EXPERIMENT' makes one, in EXPERIMENT/ptq/hub."
-        )
+        path = _fetched(str(source), savedir)
     definitions = Definitions.load(path)
-    modules, names = set(definitions.entries("modules")), set(definitions.nodes)
-    found = recognize(modules, names)
-    if found is not None:
-        return found
-    raise PublishError(
-        f"{path} has the modules {', '.join(sorted(modules)) or '(none)'}: none "
-        f"of {', '.join(INTERFACES)} loads these."
-    )
+    modules = definitions.entries("modules")
+    found = recognize(modules, definitions.nodes)
+    if found is None:
+        raise PublishError(
+            f"{path} has the modules {', '.join(sorted(modules)) or '(none)'}: "
+            f"none of {', '.join(INTERFACES)} loads these."
+        )
+    return found
 
 
 def _fetched(source: str, savedir: Optional[str]) -> Path:

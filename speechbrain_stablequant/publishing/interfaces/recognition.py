@@ -1,5 +1,6 @@
 """Speech recognition: with CTC, or with an attention decoder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -43,10 +44,7 @@ def _is_ctc(recipe: Recipe) -> bool:
 def _front(recipe: Recipe) -> dict[str, Node]:
     """Return what comes before the linear layers, in order."""
     encoder = recipe.encoder
-    if encoder is not None:
-        chain = {encoder: recipe.refer(encoder)}
-    else:
-        chain = recipe.features
+    chain = {encoder: recipe.refer(encoder)} if encoder else recipe.features
     for name in ("CNN", "enc"):
         if recipe.module(name):
             chain[name] = recipe.refer(name)
@@ -201,19 +199,13 @@ def _language_model(recipe: Recipe, search: str) -> dict[str, Node]:
 
 
 def _left_out(recipe: Recipe) -> list[str]:
-    if "rescorer" in recipe.definitions:
-        return ["the test rescored its hypotheses with a language model"]
-    return []
-
-
-def _ctc_left_out(recipe: Recipe) -> list[str]:
-    ngrams = recipe.definitions.entries("test_beam_search").get(
-        "kenlm_model_path"
-    )
     found = []
-    if ngrams is not None and plain(ngrams):
+    beam = recipe.definitions.value("test_beam_search")
+    if isinstance(beam, dict) and beam.get("kenlm_model_path"):
         found.append("the test decoded with an n-gram language model")
-    return found + _left_out(recipe)
+    if "rescorer" in recipe.definitions:
+        found.append("the test rescored its hypotheses with a language model")
+    return found
 
 
 def _transcribe(model: Any, item: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +224,6 @@ def _transcribe(model: Any, item: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-_CALL = 'print(model.transcribe_file("{audio}"))'
 ENCODER_ASR = Interface(
     name="EncoderASR",
     module="speechbrain.inference.ASR",
@@ -241,23 +232,18 @@ ENCODER_ASR = Interface(
     fits=_is_ctc,
     needs=_ctc_needs,
     run=_transcribe,
-    call=_CALL,
+    call='print(model.transcribe_file("{audio}"))',
     modules=["encoder"],
     names=["tokenizer", "decoding_function"],
     metrics=["WER", "CER"],
-    left_out=_ctc_left_out,
+    left_out=_left_out,
 )
-ENCODER_DECODER_ASR = Interface(
+ENCODER_DECODER_ASR = replace(
+    ENCODER_ASR,
     name="EncoderDecoderASR",
-    module="speechbrain.inference.ASR",
-    task="automatic-speech-recognition",
     title="Speech recognition with an attention decoder",
     fits=_has_decoder,
     needs=_decoder_needs,
-    run=_transcribe,
-    call=_CALL,
     modules=["encoder", "decoder"],
     names=["tokenizer"],
-    metrics=["WER", "CER"],
-    left_out=_left_out,
 )
