@@ -181,7 +181,7 @@ def _items_of(recipe: Recipe, interface: Interface) -> Items:
         metric: recorded_items(recipe, metric) for metric in interface.metrics
     }
     known = {key for items in recorded.values() for key in items}
-    keys = [key for key in sorted(usable) if key in known] or sorted(usable)
+    keys = sorted(known & set(usable)) or sorted(usable)
     column = _label_column(recipe, interface, found)
     items: Items = []
     for key in _spread(keys):

@@ -22,7 +22,6 @@ __all__ = [
 
 _TEXTS = ("wrd", "words", "text", "transcript", "transcription", "sentence")
 _SUFFIXES = (".csv", ".json")
-_SHORTEST, _LONGEST = 1.0, 12.0  # seconds of an example
 
 
 @dataclass(frozen=True)
@@ -129,23 +128,19 @@ def label_column(
 ) -> Optional[str]:
     """Return the column whose values are all labels of the classifier."""
     rows = [u.fields for u in found.values()]
-    names = rows[0] if rows else ()
-    for name in names:
-        values = {str(row.get(name)) for row in rows}
-        if values <= labels:
+    for name in rows[0] if rows else ():
+        if {str(row.get(name)) for row in rows} <= labels:
             return name
     return None
 
 
 def example_audio(found: dict[str, Utterance]) -> Optional[Utterance]:
-    """Return the utterance whose duration is nearest to four seconds."""
-    lasting = [
-        u
-        for u in found.values()
-        if u.path is not None and _SHORTEST <= u.seconds <= _LONGEST
-    ]
-    lasting.sort(key=lambda u: (abs(u.seconds - 4.0), u.key))
-    return next(iter(lasting), None)
+    """Return the utterance of 1 to 12 s that is nearest to four seconds."""
+    return min(
+        (u for u in found.values() if u.path and 1.0 <= u.seconds <= 12.0),
+        key=lambda u: (abs(u.seconds - 4.0), u.key),
+        default=None,
+    )
 
 
 # -- what the recipe's own test has recorded of them ----------------------------

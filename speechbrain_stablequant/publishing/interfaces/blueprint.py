@@ -83,7 +83,11 @@ def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
     """
     _refuse_switches(recipe)
     needs = interface.needs(recipe)
-    nodes = {**needs.nodes, **_audio_normalizer(interface, recipe)}
+    nodes = dict(needs.nodes)
+    rate = recipe.number("sample_rate", 16000)
+    if rate != 16000 and not interface.takes_text:
+        name = "speechbrain.dataio.preprocess.AudioNormalizer"
+        nodes["audio_normalizer"] = new(name, sample_rate=rate)
     changes, base_model = without_weights(recipe)
     changes.update(
         {
@@ -124,15 +128,6 @@ def _refuse_switches(recipe: Recipe) -> None:
                 "not know: the model would get other features. Give an "
                 "inference YAML with --hyperparams."
             )
-
-
-def _audio_normalizer(interface: Interface, recipe: Recipe) -> dict[str, Node]:
-    """Return what interfaces need at another sampling rate than 16 kHz."""
-    rate = recipe.number("sample_rate", 16000)
-    if rate == 16000 or interface.takes_text:
-        return {}
-    name = "speechbrain.dataio.preprocess.AudioNormalizer"
-    return {"audio_normalizer": new(name, sample_rate=rate)}
 
 
 def _loadables(

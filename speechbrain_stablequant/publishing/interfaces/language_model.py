@@ -32,17 +32,12 @@ def _needs(recipe: Recipe) -> Needs:
             f"{recipe.definitions.source} has no tokenizer that the pretrainer "
             "loads: without it a language model cannot read text."
         )
-    nodes = {
-        TOKENIZER: None,
-        # Ends of a sentence; SpeechBrain's recipes name them so.
-        **{
-            key: recipe.definitions[key]
-            for key in ("bos_index", "eos_index")
-            if key in recipe.definitions
-        },
-    }
+    # Ends of a sentence; SpeechBrain's recipes name them so.
+    wanted = (TOKENIZER, "bos_index", "eos_index")
     return Needs(
-        nodes, {"lm": recipe.refer(name)}, {TOKENIZER: reference(TOKENIZER)}
+        {key: None for key in wanted if key in recipe.definitions},
+        {"lm": recipe.refer(name)},
+        {TOKENIZER: reference(TOKENIZER)},
     )
 
 

@@ -182,20 +182,17 @@ def _decoder_needs(recipe: Recipe) -> Needs:
 
 def _language_model(recipe: Recipe, search: str) -> dict[str, Node]:
     """Return the loadable of a language model that the search refers to."""
-    within = recipe.names_within(recipe.definitions[search])
+    name_of = recipe.definitions.name_of
     nodes = [recipe.object(name) for name in recipe.files]
-    ours = {recipe.definitions.name_of(n) for n in nodes if n is not None}
-    found = {}
-    for file, node in recipe.objects.items():
-        name = recipe.definitions.name_of(node)
-        if (
-            name in within
-            and is_class(node, *LANGUAGE_MODELS)
-            and file not in recipe.modules
-            and name not in ours
-        ):
-            found[file] = reference(name)
-    return found
+    ours = {name_of(node) for node in nodes if node is not None}
+    wanted = recipe.names_within(recipe.definitions[search]) - ours
+    return {
+        file: reference(name_of(node))
+        for file, node in recipe.objects.items()
+        if name_of(node) in wanted
+        and is_class(node, *LANGUAGE_MODELS)
+        and file not in recipe.modules
+    }
 
 
 def _left_out(recipe: Recipe) -> list[str]:
