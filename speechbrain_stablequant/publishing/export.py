@@ -250,13 +250,8 @@ def _onnx_runner(path: Path):
     session = onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"]
     )
-    used = {given.name for given in session.get_inputs()}
-
-    def execute(inputs: dict[str, Any]):
-        given = {name: v for name, v in inputs.items() if name in used}
-        return session.run(None, given)
-
-    return execute
+    used = [given.name for given in session.get_inputs()]
+    return lambda inputs: session.run(None, {n: inputs[n] for n in used})
 
 
 def _openvino_runner(path: Path):
@@ -265,18 +260,12 @@ def _openvino_runner(path: Path):
     compiled = openvino.Core().compile_model(
         str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-
-    def execute(inputs: dict[str, Any]):
-        found = compiled(inputs)
-        return [found[i] for i in range(len(compiled.outputs))]
-
-    return execute
+    return lambda inputs: list(compiled(inputs).values())
 
 
 def _compared(results, expected) -> dict:
     """Return signal-to-noise ratio and largest difference of all outputs."""
-    shapes = [value.shape for value in results], [v.shape for v in expected]
-    if shapes[0] != shapes[1]:
+    if [v.shape for v in results] != [v.shape for v in expected]:
         return {"snr": None, "max_difference": None, "ok": False}
     a = np.concatenate([np.ravel(v).astype(np.float64) for v in results])
     b = np.concatenate([np.ravel(v).astype(np.float64) for v in expected])
