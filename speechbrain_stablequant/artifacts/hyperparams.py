@@ -22,7 +22,9 @@ __all__ = [
     "Selection",
     "arguments",
     "class_name",
+    "descendants",
     "inline",
+    "is_class",
     "new",
     "plain",
     "reference",
@@ -133,10 +135,7 @@ class Definitions:
 
     def entries(self, name: str) -> dict[str, Node]:
         """Return the nodes of a mapping by name; empty if there is none."""
-        node = self.nodes.get(name)
-        if not isinstance(node, MappingNode):
-            return {}
-        return {key.value: value for key, value in node.value}
+        return arguments(self.nodes.get(name))
 
 
 def _shared_objects(root: Node) -> Iterator[tuple[str, Node]]:
@@ -192,8 +191,27 @@ def class_name(node: Optional[Node]) -> str:
     return name if kind in ("!new", "!apply", "!name") else ""
 
 
-def arguments(node: Node) -> dict[str, Node]:
-    """Return the keyword arguments that a node gives its class or function."""
+def is_class(node: Optional[Node], *names: str) -> bool:
+    """Whether a node makes one of some classes, by the last part."""
+    return class_name(node).rpartition(".")[2] in names
+
+
+def descendants(node: Node) -> Iterator[Node]:
+    """Yield a node and all that are in it, each once: anchors make circles."""
+    todo, seen = [node], set()
+    while todo:
+        node = todo.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if not isinstance(node, ScalarNode):
+            for child in node.value:
+                todo += child if isinstance(child, tuple) else [child]
+
+
+def arguments(node: Optional[Node]) -> dict[str, Node]:
+    """Return the entries of a mapping, such as the arguments of a class."""
     if not isinstance(node, MappingNode):
         return {}
     return {key.value: value for key, value in node.value}
@@ -316,7 +334,8 @@ class Selection:
             refers.append(name)
             return reference(name)
         if isinstance(node, ScalarNode):
-            self._note_reference(node, refers)
+            if node.tag == "!ref" and node.value.startswith("<"):
+                refers.append(node.value.strip("<>"))
             return node
         if id(node) in done:
             return done[id(node)]
@@ -330,10 +349,6 @@ class Selection:
             else:
                 children.append(self._copied(child, owner, refers, done))
         return copy
-
-    def _note_reference(self, node: ScalarNode, refers: list) -> None:
-        if node.tag == "!ref" and node.value.startswith("<"):
-            refers.append(node.value.strip("<>"))
 
     def text(self) -> str:
         """Return the definitions as YAML, in an order in which it can be read."""

@@ -81,7 +81,7 @@ def _measured(arguments, threads: int) -> dict:
             f"{arguments.source} is loaded with {model.name}, which takes no "
             "audio: bench measures models that do."
         )
-    signals = read_audio(model, arguments.audio)
+    signals = [read_audio(model, path) for path in arguments.audio]
     rows = measure(
         model,
         signals,

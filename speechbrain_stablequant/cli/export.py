@@ -2,7 +2,7 @@
 
 import json
 
-from speechbrain_stablequant.core.format import align, megabytes
+from speechbrain_stablequant.core.format import align, megabytes, number
 
 NAME = "export"
 HELP = "Write a published model as ONNX or OpenVINO files."
@@ -63,13 +63,14 @@ def lines(result: dict) -> list[str]:
     ]
     for row in result["files"]:
         worst = min(row["checks"], key=_snr)
+        difference = worst["max_difference"]
         rows.append(
             (
                 row["file"],
                 megabytes(row["num_bytes"]),
                 f"{row['num_int8']} of {row['num_planned_int8']}",
-                _text(worst["snr"], "{:.1f}"),
-                _text(worst["max_difference"], "{:.2g}"),
+                number(worst["snr"], 1),
+                "-" if difference is None else f"{difference:.2g}",
             )
         )
     first = result["files"][0]
@@ -90,7 +91,3 @@ def _snr(check: dict) -> float:
     if check["snr"] is not None:
         return check["snr"]
     return float("inf") if check["ok"] else float("-inf")
-
-
-def _text(value, form: str) -> str:
-    return "-" if value is None else form.format(value)

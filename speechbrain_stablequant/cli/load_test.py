@@ -1,5 +1,9 @@
 """``stablequant load-test``: load and run a published model in a clean process."""
 
+from pathlib import Path
+
+from speechbrain_stablequant.errors import PublishError
+
 NAME = "load-test"
 HELP = "Load a published model in a clean process and run it."
 EXAMPLES = """
@@ -28,9 +32,12 @@ def run(arguments) -> dict:
     """Load it and run it."""
     from speechbrain_stablequant.publishing.clean_process import run_clean
     from speechbrain_stablequant.publishing.interfaces import interface
-    from speechbrain_stablequant.publishing.load import interface_of
+    from speechbrain_stablequant.publishing.load import (
+        interface_of,
+        published_place,
+    )
 
-    arguments.source = _folder(arguments.source)
+    arguments.source = published_place(arguments.source)
     if arguments.interface:
         known = interface(arguments.interface)
     else:
@@ -46,28 +53,8 @@ def run(arguments) -> dict:
     }
 
 
-def _folder(source: str) -> str:
-    """Return what is published of an experiment, or the source as it is."""
-    from pathlib import Path
-
-    from speechbrain_stablequant.errors import PublishError
-
-    hub = Path(source) / "ptq" / "hub"
-    if hub.is_dir():
-        return str(hub)
-    if (Path(source) / "ptq").is_dir():
-        raise PublishError(
-            f"{source} is an experiment: publish it first (stablequant publish "
-            f"{source}), which makes {hub}."
-        )
-    return source
-
-
 def _items(arguments, interface) -> list[dict]:
     """Return what to run it on."""
-    from pathlib import Path
-
-    from speechbrain_stablequant.errors import PublishError
     from speechbrain_stablequant.publishing.folder import EXAMPLE
 
     if interface.takes_text:

@@ -1,8 +1,11 @@
 """``stablequant publish``: from an experiment to a model on a hub."""
 
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Optional
+
+from speechbrain_stablequant.errors import PublishError
 
 NAME = "publish"
 HELP = "Make a hub folder from an experiment, check it, and upload it."
@@ -87,7 +90,11 @@ def run(arguments) -> dict:
             disable_progress_bars()
         # Before the folder is made, which may take long
         hub.check_repository(options, arguments.token)
-    extras = [_exporter(r) for r in ("openvino", "onnx") if getattr(options, r)]
+    extras = [
+        partial(_add_export, runtime)
+        for runtime in ("openvino", "onnx")
+        if getattr(options, runtime)
+    ]
     publication = make_folder(arguments.experiment, options, extras)
     folder, check = publication.folder, publication.check
     result = {
@@ -96,7 +103,12 @@ def run(arguments) -> dict:
         "files": folder.sizes(),
         "check": None if check is None else check.to_dict(),
         "check_line": None if check is None else check.line(),
-        "notes": [*folder.notes, *_advice(options)],
+        "notes": folder.notes
+        + [
+            f"the card has no {name} (--{name})"
+            for name in ("license", "language")
+            if not getattr(options, name)
+        ],
         "repo": options.repo,
         "uploaded": None,
     }
@@ -106,26 +118,16 @@ def run(arguments) -> dict:
     return result
 
 
-def _exporter(runtime: str):
-    """Return what adds a model for a runtime to a folder."""
-    from speechbrain_stablequant.errors import PublishError
+def _add_export(runtime: str, folder: Path) -> None:
+    """Add a model for a runtime to a folder."""
     from speechbrain_stablequant.publishing.export_folder import export_folder
 
-    def add(folder: Path) -> None:
-        done = export_folder(str(folder), runtime, str(folder / runtime))
-        if not done["ok"]:
-            raise PublishError(
-                f"The {runtime} model does not compute what the published one "
-                f"does; without --{runtime} it is left out."
-            )
-
-    return add
-
-
-def _advice(options) -> list[str]:
-    """Return what the card lacks."""
-    lacking = [n for n in ("license", "language") if not getattr(options, n)]
-    return [f"the card has no {n} (--{n})" for n in lacking]
+    done = export_folder(str(folder), runtime, str(folder / runtime))
+    if not done["ok"]:
+        raise PublishError(
+            f"The {runtime} model does not compute what the published one "
+            f"does; without --{runtime} it is left out."
+        )
 
 
 def lines(result: dict) -> list[str]:

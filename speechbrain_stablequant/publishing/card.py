@@ -1,6 +1,7 @@
 """The model card: metadata of the hub, and what was measured."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -9,18 +10,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from speechbrain_stablequant import __version__
 from speechbrain_stablequant.artifacts.experiment import Experiment
-from speechbrain_stablequant.core.format import (
-    decimals,
-    interval,
-    megabytes,
-    number,
-    times_as_fast,
-)
+from speechbrain_stablequant.core.format import megabytes, times_as_fast
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.publishing.check import Check
 from speechbrain_stablequant.publishing.folder import HubFolder
 from speechbrain_stablequant.publishing.interfaces import Blueprint
 from speechbrain_stablequant.publishing.options import PublishOptions
+from speechbrain_stablequant.report.rows import size_row, test_rows
 
 __all__ = ["model_card"]
 
@@ -34,15 +30,6 @@ _METRICS = {
     "error": ("error_rate", "Classification error (1 is all)"),
     "PPL": ("perplexity", "Perplexity"),
     "BPC": ("bits_per_character", "Bits per character"),
-}
-_ENVIRONMENT = {
-    "processor": "processor",
-    "threads": "threads",
-    "python": "Python",
-    "torch": "torch",
-    "speechbrain": "SpeechBrain",
-    "openvino": "OpenVINO",
-    "onnxruntime": "ONNX Runtime",
 }
 
 
@@ -73,6 +60,8 @@ def model_card(
     ModelCard
     """
     report, plan = experiment.report, experiment.plan
+    sizes = folder.sizes()
+    packed = [f for f in report["files"] if f"{f['name']}.ckpt" in sizes]
     return ModelCard.from_template(
         _metadata(options, blueprint, report, plan),
         template_path=str(TEMPLATE),
@@ -83,69 +72,27 @@ def model_card(
         # facts
         name=_name(options),
         version=__version__,
-        interface=blueprint.interface,
         source=json.dumps(options.repo or "path/to/this/folder"),
         call=blueprint.interface.call.format(
             audio=folder.example or "speech.wav"
         ),
-        left_out=blueprint.left_out,
-        pretrained=blueprint.pretrained,
+        blueprint=blueprint,
         trained_with=options.trained_with,
         check=check,
-        **_of_files(report, folder.sizes()),
-        **_of_report(report),
-        **_of_plan(plan),
-    )
-
-
-def _of_files(report: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
-    """Return the facts on the files in the folder."""
-    packed = [f for f in report["files"] if f"{f['name']}.ckpt" in sizes]
-    return {
-        "num_bytes": sum(file["num_bytes"] for file in packed),
-        "float_num_bytes": sum(file["float_num_bytes"] for file in packed),
-        "files": _files(packed, sizes),
-        "has_page": "report.html" in sizes,
-        "exports": [
+        report=report,
+        plan=plan,
+        bit_widths=_bit_widths(plan),
+        results=_results(report),
+        packed=packed,
+        sizes=sizes,
+        exports=[
             name.partition("/")[0]
             for name in sizes
             if name.endswith("/export.json")
         ],
-    }
-
-
-def _of_report(report: dict[str, Any]) -> dict[str, Any]:
-    """Return what was measured, and on what."""
-    environment = report.get("environment") or {}
-    text = ", ".join(
-        f"{words} {environment[key]}"
-        for key, words in _ENVIRONMENT.items()
-        if key in environment
+        files=_files(packed, sizes),
+        coverage=_coverage(report),
     )
-    parameters = report["coverage"]["parameters"]
-    return {
-        "report": report,
-        "results": _results(report),
-        "coverage": _coverage(report),
-        "float_weights": [
-            row
-            for row in parameters
-            if row["is_weight"] and row["status"] != "quantized"
-        ],
-        "environment": f"{text[:1].upper()}{text[1:]}",
-    }
-
-
-def _of_plan(plan: QuantizationPlan) -> dict[str, Any]:
-    """Return how the model is quantized."""
-    return {
-        "plan": plan,
-        "bit_widths": _bit_widths(plan),
-        # Any other rounding depends on data, and is not in the plan.
-        "is_repeatable": all(
-            layer.rounding == "nearest" for layer in plan.layers.values()
-        ),
-    }
 
 
 def _name(options: PublishOptions) -> str:
@@ -219,16 +166,16 @@ def _eval_results(
 
 def _bit_widths(plan: QuantizationPlan) -> str:
     """Return how many layers have which bit widths."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for layer in plan.layers.values():
         inputs = {i.scheme.bits for i in layer.inputs.values()}
         text = f"{layer.weight.bits}-bit weights"
         if inputs:
             text += f" and {'/'.join(map(str, sorted(inputs)))}-bit inputs"
-        counts[text] = counts.get(text, 0) + 1
+        counts[text] += 1
     return ", ".join(
         f"{count} layer{'' if count == 1 else 's'} with {text}"
-        for text, count in sorted(counts.items(), key=lambda kv: -kv[1])
+        for text, count in counts.most_common()
     )
 
 
@@ -236,47 +183,27 @@ def _results(report: dict[str, Any]) -> list[list[str]]:
     """Return the rows of both test passes."""
     rows = []
     for test in report["tests"]:
-        for name, row in test["metrics"].items():
-            if name == "loss" and len(test["metrics"]) > 1:
-                continue
-            digits = decimals(row["float"], row["quantized"])
-            changed = row.get("change") is not None
+        for name, *figures in test_rows(test):
+            if name != "loss" or len(test["metrics"]) == 1:
+                title = _METRICS.get(name, (name, name))[1]
+                rows.append([test["name"], title, *figures])
+        factors = [
+            (test.get(key) or {}).get("real_time_factor")
+            for key in ("float_speed", "quantized_speed")
+        ]
+        if None not in factors and factors[1]:
+            runtime = (test.get("runtime") or {}).get("runtime", "a runtime")
+            title = f"Real-time factor, quantized with accelerate ({runtime})"
+            times = f"{times_as_fast(*factors)}, one pass each"
             rows.append(
-                [
-                    test["name"],
-                    _METRICS.get(name, (name, name))[1],
-                    number(row["float"], digits),
-                    number(row["quantized"], digits),
-                    interval(row, digits) if changed else "",
-                ]
+                [test["name"], title, *(f"{f:.4f}" for f in factors), times]
             )
-        rows += _speed_row(test)
     return rows
-
-
-def _speed_row(test: dict[str, Any]) -> list[list[str]]:
-    factors = [
-        (test.get(key) or {}).get("real_time_factor")
-        for key in ("float_speed", "quantized_speed")
-    ]
-    if None in factors or not factors[1]:
-        return []
-    times = f"{times_as_fast(*factors)}, one pass each"
-    runtime = (test.get("runtime") or {}).get("runtime", "a runtime")
-    name = f"Real-time factor, quantized with accelerate ({runtime})"
-    return [[test["name"], name, *(f"{f:.4f}" for f in factors), times]]
 
 
 def _files(packed: list[dict], sizes: dict[str, int]) -> list[list[str]]:
     """Return the rows of the files: quantized ones, then the others."""
-    rows = {
-        f"{file['name']}.ckpt": [
-            megabytes(file["float_num_bytes"]),
-            megabytes(file["num_bytes"]),
-            f"{file['num_bytes'] / file['float_num_bytes']:.1%}",
-        ]
-        for file in packed
-    }
+    rows = {name: row for name, *row in map(size_row, packed)}
     for name, size in sizes.items():
         if name.endswith(".ckpt"):
             rows.setdefault(name, ["-", megabytes(size), "as it is"])

@@ -181,7 +181,7 @@ def _items_of(recipe: Recipe, interface: Interface) -> Items:
         metric: recorded_items(recipe, metric) for metric in interface.metrics
     }
     known = {key for items in recorded.values() for key in items}
-    keys = [key for key in sorted(usable) if key in known] or sorted(usable)
+    keys = sorted(known & set(usable)) or sorted(usable)
     column = _label_column(recipe, interface, found)
     items: Items = []
     for key in _spread(keys):
@@ -282,19 +282,16 @@ def _compared(interface: Interface, items: Items, results: dict) -> Check:
 
 def _scored(check: Check, metric: str, pairs) -> Check:
     """Fill in a metric of both sides."""
-    rule = _RULES[metric]
     check.metric, check.items, check.note = metric, len(pairs), ""
-    if metric == "score":
-        differences = [abs(new[0] - old[0]) for new, old in pairs]
-        check.published = sum(differences) / len(pairs)
-        check.recorded = 0.0
-        check.same = sum(difference <= 0.01 for difference in differences)
-        return check
-    weight = sum(old[1] for _, old in pairs)
-    check.published = rule.factor * sum(new[0] for new, _ in pairs) / weight
-    check.recorded = rule.factor * sum(old[0] for _, old in pairs) / weight
+    margin = 1e-3
+    if metric == "score":  # no error by itself: what differs is
+        pairs = [([abs(new[0] - old[0])], [0.0, 1.0]) for new, old in pairs]
+        margin = 0.01
+    factor, weight = _RULES[metric].factor, sum(old[1] for _, old in pairs)
+    check.published = factor * sum(new[0] for new, _ in pairs) / weight
+    check.recorded = factor * sum(old[0] for _, old in pairs) / weight
     check.same = sum(
-        abs(new[0] - old[0]) <= 1e-3 * max(1.0, old[0]) for new, old in pairs
+        abs(new[0] - old[0]) <= margin * max(1.0, old[0]) for new, old in pairs
     )
     return check
 

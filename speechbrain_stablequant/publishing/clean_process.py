@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import speechbrain_stablequant
 from speechbrain_stablequant.errors import PublishError
@@ -58,12 +58,13 @@ def run_clean(
     name = name or source
     if folder.is_dir():
         source = str(folder.resolve())
-    found, why = _started(source, interface, items)
-    if found is None:
+    try:
+        found = _started(source, interface, items)
+    except ChildProcessError as err:
         raise PublishError(
             f"{interface.name}.from_hparams cannot load or run {name} in a "
-            f"clean process: {why.replace(source, name)[:800]}"
-        )
+            f"clean process: {str(err).replace(source, name)[:800]}"
+        ) from None
     if found["unloaded"]:
         names = ", ".join(found["unloaded"][:3])
         raise PublishError(
@@ -76,8 +77,8 @@ def run_clean(
 
 def _started(
     source: str, interface: Interface, items: list[dict[str, Any]]
-) -> tuple[Optional[dict[str, Any]], str]:
-    """Return what the process found; None, and why, if it failed."""
+) -> dict[str, Any]:
+    """Return what the process found; raise ``ChildProcessError`` if it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         task = {
             "source": source,
@@ -98,8 +99,8 @@ def _started(
             check=False,
         )
         if done.returncode != 0:
-            return None, _reason(done)
-        return json.loads(files[1].read_text(encoding="utf-8")), ""
+            raise ChildProcessError(_reason(done))
+        return json.loads(files[1].read_text(encoding="utf-8"))
 
 
 def _environment() -> dict[str, str]:
@@ -118,10 +119,7 @@ def _reason(done: subprocess.CompletedProcess) -> str:
     if done.returncode < 0:
         return f"the process was killed (signal {-done.returncode})."
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    starts = [i for i, line in enumerate(lines) if _names_error(line)]
+    # The last line of the form ``package.SomeError: message``, and what follows
+    error = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+    starts = [i for i, line in enumerate(lines) if error.match(line)]
     return " ".join(lines[starts[-1] :] if starts else lines[-1:])
-
-
-def _names_error(line: str) -> bool:
-    """Whether a line is ``package.SomeError: message``."""
-    return bool(re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line))

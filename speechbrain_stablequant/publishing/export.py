@@ -139,13 +139,13 @@ def find_parts(
         calls[0]()
     finally:
         acceleration.remove()
-    found = []
-    for unit in acceleration.units:
-        for variant in list(unit.variants.values())[:1]:
-            part = Part(unit.name, unit.module, variant.compiled.layers)
-            found.append(part)
+    found = [
+        Part(each.name, each.module, variant.compiled.layers)
+        for each in acceleration.modules
+        for variant in list(each.variants.values())[:1]
+    ]
     if not found:
-        reasons = {u.failure for u in acceleration.units if u.failure}
+        reasons = {m.failure for m in acceleration.modules if m.failure}
         raise RuntimeConversionError(
             f"No part of the model can be converted for {runtime}: "
             f"{'; '.join(sorted(reasons)) or 'nothing quantized was called'}."
@@ -182,15 +182,14 @@ def _record(parts: list[Part], calls) -> None:
 def write_part(part: Part, runtime: str, folder: Path) -> Path:
     """Write the file of a part and return its path."""
     path = folder / f"{part.name.replace('.', '-')}{SUFFIXES[runtime]}"
-    if runtime == "onnx":
-        args, kwargs, _ = part.calls[0]
-        if args and kwargs:
-            parameters = speaking_names(part.module, args, {})
-            kwargs = {**dict(zip(parameters, args)), **kwargs}
-            args = ()
-        export_onnx(part.module, kwargs or args, path)
-    else:
+    if runtime == "openvino":
         _write_openvino(part, path)
+        return path
+    args, kwargs, _ = part.calls[0]
+    if kwargs:
+        names = speaking_names(part.module, args, {})
+        kwargs = {**dict(zip(names, args)), **kwargs}
+    export_onnx(part.module, kwargs or args, path)
     return path
 
 
@@ -227,9 +226,7 @@ def verify(part: Part, runtime: str, path: Path) -> list[dict]:
         For each sample: ``shapes`` of the inputs, ``snr`` in dB (None: no
         difference at all), ``max_difference`` and ``ok``.
     """
-    execute = {"onnx": _onnx_runner, "openvino": _openvino_runner}[runtime](
-        path
-    )
+    execute = (_onnx_runner if runtime == "onnx" else _openvino_runner)(path)
     names = [name for name, _ in part.inputs]
     rows = []
     for args, kwargs, expected in part.calls:
@@ -253,13 +250,8 @@ def _onnx_runner(path: Path):
     session = onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"]
     )
-    used = {given.name for given in session.get_inputs()}
-
-    def execute(inputs: dict[str, Any]):
-        given = {name: v for name, v in inputs.items() if name in used}
-        return session.run(None, given)
-
-    return execute
+    used = [given.name for given in session.get_inputs()]
+    return lambda inputs: session.run(None, {n: inputs[n] for n in used})
 
 
 def _openvino_runner(path: Path):
@@ -268,18 +260,12 @@ def _openvino_runner(path: Path):
     compiled = openvino.Core().compile_model(
         str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-
-    def execute(inputs: dict[str, Any]):
-        found = compiled(inputs)
-        return [found[i] for i in range(len(compiled.outputs))]
-
-    return execute
+    return lambda inputs: list(compiled(inputs).values())
 
 
 def _compared(results, expected) -> dict:
     """Return signal-to-noise ratio and largest difference of all outputs."""
-    shapes = [value.shape for value in results], [v.shape for v in expected]
-    if shapes[0] != shapes[1]:
+    if [v.shape for v in results] != [v.shape for v in expected]:
         return {"snr": None, "max_difference": None, "ok": False}
     a = np.concatenate([np.ravel(v).astype(np.float64) for v in results])
     b = np.concatenate([np.ravel(v).astype(np.float64) for v in expected])

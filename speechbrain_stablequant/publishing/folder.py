@@ -21,6 +21,7 @@ from speechbrain_stablequant.publishing.manifest import (
     read_manifest,
     write_manifest,
 )
+from speechbrain_stablequant.publishing.options import PublishOptions
 from speechbrain_stablequant.publishing.privacy import without_paths
 from speechbrain_stablequant.publishing.score_items import (
     Utterance,
@@ -70,8 +71,7 @@ def fill_folder(
     path: Path,
     recipe: Recipe,
     blueprint: Blueprint,
-    example: Optional[Path] = None,
-    with_example: bool = True,
+    options: PublishOptions,
 ) -> HubFolder:
     """Copy and write all that the model needs.
 
@@ -83,10 +83,8 @@ def fill_folder(
         The experiment.
     blueprint : Blueprint
         Its inference YAML.
-    example : Path, optional
-        Audio to show the model with; by default a test utterance.
-    with_example : bool
-        False: no audio at all.
+    options : PublishOptions
+        Whether there is audio to show the model with, and which.
 
     Returns
     -------
@@ -102,8 +100,8 @@ def fill_folder(
         (path / f"{name}.ckpt").write_bytes(data)
     _write_results(path, recipe.experiment)
     folder.notes += _notes(recipe, blueprint)
-    if with_example and not blueprint.interface.takes_text:
-        _add_example(folder, recipe, example)
+    if not (options.no_example or blueprint.interface.takes_text):
+        _add_example(folder, recipe, options.example)
     # Last: a folder with it is complete.
     (path / "hyperparams.yaml").write_text(blueprint.text, encoding="utf-8")
     return folder
@@ -138,7 +136,11 @@ def _write_results(path: Path, experiment: Experiment) -> None:
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     (path / "report.json").write_text(text, encoding="utf-8")
     if (experiment.ptq / "report.html").is_file():
-        page = render_page(report, _histograms(experiment.ptq), published=True)
+        histograms = []  # what calibration saw; nothing if the plan was given
+        with contextlib.suppress(FileNotFoundError):
+            text = (experiment.ptq / "histograms.json").read_text("utf-8")
+            histograms = json.loads(text)
+        page = render_page(report, histograms, published=True)
         (path / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -154,33 +156,26 @@ def public_report(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "files": files, "weights": weights}
 
 
-def _histograms(ptq: Path) -> list[dict]:
-    """Return what calibration saw; none if the plan was given."""
-    path = ptq / "histograms.json"
-    if not path.is_file():
-        return []
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[Path]):
+def _add_example(folder: HubFolder, recipe: Recipe, given: Optional[str]):
     """Copy an utterance, as a WAV file of the part that the test reads."""
     from speechbrain.dataio import audio_io
 
-    utterance = example_audio(utterances(recipe))
     if given is not None:
-        utterance = Utterance(given.name, given)
+        utterance = Utterance(given, Path(given))
+    else:
+        utterance = example_audio(utterances(recipe))
     if utterance is None:
         folder.notes.append(
             "no example audio: no test utterance of 1 to 12 s was found "
             "(--example FILE adds one)"
         )
         return
-    part = {}
-    if utterance.start is not None and utterance.stop is not None:
-        length = utterance.stop - utterance.start
-        part = {"frame_offset": utterance.start, "num_frames": length}
+    start, stop = utterance.start or 0, utterance.stop
+    length = -1 if stop is None else stop - start
     try:
-        signal, rate = audio_io.load(str(utterance.path), **part)
+        signal, rate = audio_io.load(
+            str(utterance.path), frame_offset=start, num_frames=length
+        )
     except Exception as err:  # soundfile's are of many kinds
         raise PublishError(
             f"Cannot read the example audio {utterance.path}: {err}."
@@ -248,7 +243,7 @@ def _is_ours(target: Path) -> bool:
     return not any(target.iterdir()) or (target / MANIFEST).is_file()
 
 
-def put_in_place(folder: HubFolder, target: Path) -> HubFolder:
+def put_in_place(folder: HubFolder, target: Path) -> None:
     """Move a folder to its place, instead of an earlier one of ours.
 
     Raises
@@ -258,20 +253,14 @@ def put_in_place(folder: HubFolder, target: Path) -> HubFolder:
     """
     write_manifest(folder.path)
     if target.is_dir():
-        _refuse_edited(target)
+        path = target / MANIFEST
+        known = read_manifest(path.read_bytes()) if path.is_file() else None
+        for name in file_names(target):
+            if (known or {}).get(name) != hash_file(target / name):
+                raise PublishError(
+                    f"{target / name} was changed or added by hand: move it "
+                    "away, or give another folder with --output."
+                )
         shutil.rmtree(target)
     shutil.move(str(folder.path), str(target))
-    return HubFolder(target, folder.example, folder.notes)
-
-
-def _refuse_edited(target: Path) -> None:
-    """Raise if files were added or changed by hand since we wrote them."""
-    if not any(target.iterdir()):
-        return
-    known = read_manifest((target / MANIFEST).read_bytes()) or {}
-    for name in file_names(target):
-        if known.get(name) != hash_file(target / name):
-            raise PublishError(
-                f"{target / name} was changed or added by hand: move it away, "
-                "or give another folder with --output."
-            )
+    folder.path = target

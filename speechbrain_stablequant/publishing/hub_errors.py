@@ -63,11 +63,11 @@ def explained(repo: str) -> Iterator[None]:
 
 def _reason(err: Exception) -> Optional[str]:
     # The client may raise an error of its own on one of the HTTP library.
-    chain: list[BaseException] = []
-    link: Optional[BaseException] = err
-    while link is not None and link not in chain:
+    chain: list[BaseException] = [err]
+    while link := chain[-1].__cause__ or chain[-1].__context__:
+        if link in chain:
+            break
         chain.append(link)
-        link = link.__cause__ or link.__context__
     if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
         return (
             "Going online is switched off by HF_HUB_OFFLINE (or "

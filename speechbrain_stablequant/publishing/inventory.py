@@ -11,6 +11,8 @@ from speechbrain_stablequant.artifacts.hyperparams import (
     Definitions,
     arguments,
     class_name,
+    descendants,
+    is_class,
     plain,
     reference,
 )
@@ -52,11 +54,10 @@ class Recipe:
         self.definitions = Definitions.load(experiment.hyperparams)
         self.modules = self.definitions.entries("modules")
         if not self.modules:  # a script without a Brain
+            loaded = self._listed("Pretrainer", "loadables")
             self.modules = {
                 name: node
-                for name, node in self._listed(
-                    "Pretrainer", "loadables"
-                ).items()
+                for name, node in loaded.items()
                 if name in experiment.checkpoints
             }
         if not self.modules:
@@ -71,24 +72,21 @@ class Recipe:
         }
         self.files.update(experiment.checkpoints)
         self.quantized = set(experiment.checkpoints)
-        self.objects = self._known_objects()
+        self.objects = {
+            **self.modules,
+            **self._listed("Pretrainer", "loadables"),
+            **self._listed("Checkpointer", "recoverables"),
+        }
         for name, node in self.objects.items():
             if isinstance(node, MappingNode) or class_name(node):
                 self.definitions.give_name(name, node)
-
-    def _known_objects(self) -> dict[str, Node]:
-        found = dict(self.modules)
-        found.update(self._listed("Pretrainer", "loadables"))
-        found.update(self._listed("Checkpointer", "recoverables"))
-        return found
 
     def _listed(self, kind: str, field: str) -> dict[str, Node]:
         """Return the nodes that a pretrainer or checkpointer lists."""
         found = {}
         for _, node in self.definitions.values():
-            if class_name(node).endswith(f".{kind}"):
-                given = arguments(node).get(field)
-                found.update(arguments(given) if given else {})
+            if is_class(node, kind):
+                found.update(arguments(arguments(node).get(field)))
         return found
 
     def is_pretrained(self, name: str) -> bool:
@@ -108,6 +106,11 @@ class Recipe:
         """Return the first of these names that is a module of the Brain."""
         return next((name for name in names if name in self.modules), None)
 
+    def module_of(self, *classes: str) -> Optional[str]:
+        """Return the first module of the Brain that is of one of the classes."""
+        found = (n for n, v in self.modules.items() if is_class(v, *classes))
+        return next(found, None)
+
     def refer(self, name: str) -> Node:
         """Return a reference to a module, or its node if it has no name."""
         node = self.modules.get(name, self.definitions.get(name))
@@ -121,29 +124,13 @@ class Recipe:
 
     def names_within(self, node: Node) -> set[str]:
         """Return the top-level names that a node contains, its own included."""
-        names, todo, seen = set(), [node], set()
-        while todo:
-            node = todo.pop()
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
-            names.add(self.definitions.name_of(node))
-            children = node.value if isinstance(node.value, list) else ()
-            for child in children:
-                todo.append(child[1] if isinstance(child, tuple) else child)
+        names = {self.definitions.name_of(n) for n in descendants(node)}
         return names - {None}
 
     @property
     def encoder(self) -> Optional[str]:
         """The module that is a self-supervised encoder, if there is one."""
-        return next(
-            (
-                name
-                for name, node in self.modules.items()
-                if class_name(node).rpartition(".")[2] in ENCODERS
-            ),
-            None,
-        )
+        return self.module_of(*ENCODERS)
 
     @property
     def features(self) -> dict[str, Node]:
@@ -264,13 +251,8 @@ class Recipe:
 
     def pretrained_path(self, name: str) -> Optional[str]:
         """Return where the recipe's pretrainer gets a loadable from."""
-        for _, node in self.definitions.values():
-            if class_name(node).endswith(".Pretrainer"):
-                paths = arguments(node).get("paths")
-                found = arguments(paths).get(name) if paths else None
-                if found is not None:
-                    return str(plain(found))
-        return None
+        node = self._listed("Pretrainer", "paths").get(name)
+        return None if node is None else str(plain(node))
 
 
 def _has_labels(path: Path) -> bool:

@@ -3,7 +3,6 @@
 import importlib
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -29,6 +28,7 @@ __all__ = [
     "interface_of",
     "load_model",
     "load_published",
+    "published_place",
     "read_audio",
 ]
 
@@ -57,43 +57,38 @@ def interface_of(
         If there is no ``hyperparams.yaml``, or none of the interfaces here
         loads it.
     """
-    path = Path(source) / YAML
-    if Path(source).is_file():
-        path = Path(source)
-    elif not Path(source).is_dir():
-        path = _fetched(str(source), savedir)
+    path = Path(source)
+    if path.is_dir():
+        path = path / YAML
+        if not path.is_file():
+            raise PublishError(
+                f"{source} has no {YAML}: give a published folder. 'stablequant "
+                "publish EXPERIMENT' makes one, in EXPERIMENT/ptq/hub."
+            )
     elif not path.is_file():
-        raise PublishError(
-            f"{source} has no {YAML}: give a published folder. 'stablequant "
-            "publish EXPERIMENT' makes one, in EXPERIMENT/ptq/hub."
-        )
+        path = _fetched(str(source), savedir)
     definitions = Definitions.load(path)
-    modules, names = set(definitions.entries("modules")), set(definitions.nodes)
-    found = recognize(modules, names)
-    if found is not None:
-        return found
-    raise PublishError(
-        f"{path} has the modules {', '.join(sorted(modules)) or '(none)'}: none "
-        f"of {', '.join(INTERFACES)} loads these."
-    )
+    modules = definitions.entries("modules")
+    found = recognize(modules, definitions.nodes)
+    if found is None:
+        raise PublishError(
+            f"{path} has the modules {', '.join(sorted(modules)) or '(none)'}: "
+            f"none of {', '.join(INTERFACES)} loads these."
+        )
+    return found
 
 
 def _fetched(source: str, savedir: Optional[str]) -> Path:
     """Fetch the YAML of a repository."""
     from huggingface_hub import hf_hub_download
 
-    if Path(source).exists() or source.count("/") != 1:
-        raise PublishError(
-            f"{source} is neither a folder nor the name of a repository on the "
-            "hub (user/name)."
-        )
     try:
         return Path(hf_hub_download(source, YAML, cache_dir=savedir))
     except Exception as err:  # of the hub, the network, the cache
         lines = str(err).strip().splitlines() or ["no reason given"]
         raise PublishError(
-            f"{source} is not a folder here, and {YAML} cannot be fetched from "
-            f"the hub: {lines[0]}"
+            f"{source} is not a folder here, and as the name of a repository "
+            f"(user/name), its {YAML} cannot be fetched from the hub: {lines[0]}"
         ) from err
 
 
@@ -196,7 +191,7 @@ def load_model(source: str) -> LoadedModel:
     SourceError
         If it is not such a folder, or cannot be loaded.
     """
-    place = _published(source)
+    place = published_place(source)
     known = interface_of(place)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as savedir:
@@ -213,8 +208,19 @@ def load_model(source: str) -> LoadedModel:
     return LoadedModel(model, known.name, place, time.perf_counter() - start)
 
 
-def _published(source: str) -> str:
-    """Return a published folder, or what may be a name on the hub."""
+def published_place(source: str) -> str:
+    """Return a published folder, or what may be a name on the hub.
+
+    Arguments
+    ---------
+    source : str
+        See `load_model`.
+
+    Raises
+    ------
+    SourceError
+        If it is a folder or file, and nothing is published there.
+    """
     path = Path(source).expanduser()
     if not path.exists():
         return source
@@ -222,25 +228,21 @@ def _published(source: str) -> str:
         if folder.is_dir() and is_published(folder):
             return str(folder.resolve())
     raise SourceError(
-        f"{source} is not a published folder (hyperparams.yaml with quantized "
-        "*.ckpt beside it), and has none in ptq/hub. Publish the experiment "
-        "first: stablequant publish."
+        f"{source} is not a published folder: there is no hyperparams.yaml with "
+        "quantized *.ckpt beside it, nor in its ptq/hub. If it is an "
+        f"experiment, publish it first: stablequant publish {source}."
     )
 
 
-def read_audio(model: LoadedModel, paths: Sequence[str]) -> list[torch.Tensor]:
-    """Read files through SpeechBrain, at the model's rate, one channel.
+def read_audio(model: LoadedModel, path: str) -> torch.Tensor:
+    """Read a file through SpeechBrain, at the model's rate, one channel.
 
     Raises
     ------
     SourceError
-        If a file is missing, too short, no audio, or has samples that are not
-        finite numbers.
+        If the file is missing, too short, no audio, or has samples that are
+        not finite numbers.
     """
-    return [_signal(model, path) for path in paths]
-
-
-def _signal(model: LoadedModel, path: str) -> torch.Tensor:
     if Path(path).is_dir():
         raise SourceError(f"{path} is a folder: name the audio files in it.")
     if not Path(path).is_file():

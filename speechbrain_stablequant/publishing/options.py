@@ -218,14 +218,11 @@ def check_repository_name(repo: str, branch: Optional[str] = None) -> None:
 
 def _meant(repo: str) -> str:
     """Return a hint: the id within an address, or one of the right form."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    parts = [p for p in re.sub(r"^\w+://[^/]*", "", repo).split("/") if p]
-    found = "/".join(re.sub(r"[^\w.-]+", "-", part) for part in parts[:2])
-    try:
-        validate_repo_id(found)
-    except HFValidationError:
-        return ""
-    if len(parts) < 2:
-        return f" Put your user name or organization first: 'user/{found}'."
-    return f" Did you mean '{found}'?"
+    path = re.sub(r"^\w+://[^/]*", "", repo)
+    usable = re.sub(r"[^A-Za-z0-9_./]+|\.{2,}", "-", path)
+    parts = [part.strip("-.") for part in usable.split("/")]
+    parts = [part for part in parts if part]
+    if len(parts) > 1:
+        return f" Did you mean '{parts[0]}/{parts[1]}'?"
+    name = parts[0] if parts else "name"
+    return f" Put your user name or organization first: 'user/{name}'."

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
-from yaml import Node, ScalarNode
+from yaml import ScalarNode
 
+from speechbrain_stablequant.artifacts.hyperparams import descendants
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.inventory import Recipe
 
@@ -98,25 +99,13 @@ def private_words(recipe: Recipe) -> list[str]:
         str(Path.home()),
     }
     for _, node in recipe.definitions.values():
-        words.update(text.rstrip("/") for text in _texts(node))
+        words.update(
+            part.value.rstrip("/")
+            for part in descendants(node)
+            if isinstance(part, ScalarNode)
+        )
     # "/root" or "/data" alone would be found in harmless places.
     return sorted(w for w in words if w.startswith("/") and w.count("/") > 1)
-
-
-def _texts(node: Node) -> Iterator[str]:
-    """Yield the absolute paths among the texts of a node."""
-    todo, seen = [node], set()
-    while todo:
-        node = todo.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, ScalarNode):
-            if node.value.startswith("/"):
-                yield node.value
-            continue
-        for child in node.value:
-            todo += child if isinstance(child, tuple) else [child]
 
 
 def without_paths(model: bytes) -> bytes:

@@ -9,7 +9,7 @@ from speechbrain_stablequant.artifacts.experiment import Experiment
 from speechbrain_stablequant.artifacts.hyperparams import (
     Definitions,
     arguments,
-    class_name,
+    is_class,
 )
 from speechbrain_stablequant.errors import PublishError
 from speechbrain_stablequant.publishing.card import model_card
@@ -98,18 +98,16 @@ def make_folder(
         experiment = Experiment(experiment)
     recipe = Recipe(experiment)
     require_one_run(experiment)
-    blueprint = _blueprint(recipe, options)
+    if options.hyperparams is None:
+        blueprint = make_blueprint(choose(recipe, options.interface), recipe)
+    else:
+        path = Path(options.hyperparams)
+        blueprint = _given_blueprint(recipe, path, options.interface)
     if options.uploads:
         _require_consent(blueprint, options.include)
     target = Path(options.output or experiment.ptq / "hub").resolve()
     with staging(target) as scratch:
-        folder = fill_folder(
-            scratch / target.name,
-            recipe,
-            blueprint,
-            None if options.example is None else Path(options.example),
-            not options.no_example,
-        )
+        folder = fill_folder(scratch / target.name, recipe, blueprint, options)
         check = None
         if not options.no_check:
             check = check_folder(
@@ -120,35 +118,28 @@ def make_folder(
         card = model_card(options, blueprint, experiment, folder, check)
         card.save(folder.path / CARD)
         _refuse_private(folder, recipe)
-        folder = put_in_place(folder, target)
+        put_in_place(folder, target)
     return Publication(folder, blueprint.interface.name, check)
 
 
-def _blueprint(recipe: Recipe, options: PublishOptions) -> Blueprint:
-    if options.hyperparams is None:
-        return make_blueprint(choose(recipe, options.interface), recipe)
-    return _given_blueprint(recipe, Path(options.hyperparams), options)
-
-
 def _given_blueprint(
-    recipe: Recipe, path: Path, options: PublishOptions
+    recipe: Recipe, path: Path, name: Optional[str]
 ) -> Blueprint:
     """Return the user's inference YAML, and the files that it loads."""
-    definitions = Definitions.load(path)
-    node = definitions.get("pretrainer")
-    if node is None or not class_name(node).endswith(".Pretrainer"):
+    node = Definitions.load(path).get("pretrainer")
+    if not is_class(node, "Pretrainer"):
         raise PublishError(
             f"{path} has no pretrainer (speechbrain.utils.parameter_transfer."
             "Pretrainer): nothing would be loaded."
         )
-    given = {name: arguments(value) for name, value in arguments(node).items()}
+    given = {key: arguments(value) for key, value in arguments(node).items()}
     elsewhere = set(given.get("paths", {}))
     files = [n for n in given.get("loadables", {}) if n not in elsewhere]
-    for name in files:
-        if name not in recipe.files:
+    for file in files:
+        if file not in recipe.files:
             raise PublishError(
-                f"{path} loads '{name}', but "
-                f"{recipe.experiment.ptq / 'checkpoint'} has no {name}.ckpt "
+                f"{path} loads '{file}', but "
+                f"{recipe.experiment.ptq / 'checkpoint'} has no {file}.ckpt "
                 f"(there: {', '.join(sorted(recipe.files))})."
             )
     unhooked = recipe.quantized & set(files) - set(
@@ -160,13 +151,11 @@ def _given_blueprint(
             f"{', '.join(sorted(unhooked))}: !name:speechbrain_stablequant."
             "load_quantized"
         )
-    known = interface(options.interface) if options.interface else None
-    text = path.read_text(encoding="utf-8")
     return Blueprint(
-        known or interface_of(path),
-        text,
+        interface(name) if name else interface_of(path),
+        path.read_text(encoding="utf-8"),
         files,
-        pretrained=[name for name in files if recipe.is_pretrained(name)],
+        pretrained=[file for file in files if recipe.is_pretrained(file)],
     )
 
 

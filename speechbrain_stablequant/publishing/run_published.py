@@ -100,15 +100,9 @@ def unloaded_parameters(model) -> list[str]:
             if getattr(part, "norm_type", "") == "global"
             and not getattr(part, "count", 1)
         ]
-    return [name for name in lacking if not _is_constant(name)]
-
-
-# Filters and windows are computed from the YAML, not trained.
-_CONSTANTS = ("compute_features", "audio_normalizer")
-
-
-def _is_constant(name: str) -> bool:
-    return any(part in _CONSTANTS for part in name.split("."))
+    # Filters and windows are computed from the YAML, not trained.
+    constant = {"compute_features", "audio_normalizer"}
+    return [name for name in lacking if not constant & {*name.split(".")}]
 
 
 def _reachable_modules(model) -> list[tuple[str, torch.nn.Module]]:

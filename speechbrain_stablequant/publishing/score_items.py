@@ -1,15 +1,14 @@
 """Utterances of the test sets, for the check and for the example."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 from speechbrain.dataio.dataio import load_data_csv, load_data_json
-from yaml import Node
+from yaml import ScalarNode
 
-from speechbrain_stablequant.artifacts.hyperparams import plain
+from speechbrain_stablequant.artifacts.hyperparams import descendants
 from speechbrain_stablequant.publishing.inventory import Recipe
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
 
 _TEXTS = ("wrd", "words", "text", "transcript", "transcription", "sentence")
 _SUFFIXES = (".csv", ".json")
-_SHORTEST, _LONGEST = 1.0, 12.0  # seconds of an example
 
 
 @dataclass(frozen=True)
@@ -88,18 +86,13 @@ def _manifests(recipe: Recipe, kinds: tuple[str, ...]) -> list[Path]:
     found = []
     for name, node in recipe.definitions.values():
         if any(kind in name for kind in kinds) and not node.tag.startswith("!"):
-            found += [recipe.locate(text) for text in _texts(node)]
-    found = [p for p in found if p is not None and p.is_file()]
-    return list(dict.fromkeys(p for p in found if p.suffix in _SUFFIXES))
-
-
-def _texts(node: Node) -> Iterator[str]:
-    value = plain(node)
-    if isinstance(value, dict):
-        value = list(value.values())
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and text.endswith(_SUFFIXES):
-            yield text
+            found += [
+                recipe.locate(part.value)
+                for part in descendants(node)
+                if isinstance(part, ScalarNode)
+                and part.value.endswith(_SUFFIXES)
+            ]
+    return list(dict.fromkeys(p for p in found if p and p.is_file()))
 
 
 def _utterance(recipe: Recipe, key: str, row: dict) -> Utterance:
@@ -135,23 +128,19 @@ def label_column(
 ) -> Optional[str]:
     """Return the column whose values are all labels of the classifier."""
     rows = [u.fields for u in found.values()]
-    names = rows[0] if rows else ()
-    for name in names:
-        values = {str(row.get(name)) for row in rows}
-        if values <= labels:
+    for name in rows[0] if rows else ():
+        if {str(row.get(name)) for row in rows} <= labels:
             return name
     return None
 
 
 def example_audio(found: dict[str, Utterance]) -> Optional[Utterance]:
-    """Return the utterance whose duration is nearest to four seconds."""
-    lasting = [
-        u
-        for u in found.values()
-        if u.path is not None and _SHORTEST <= u.seconds <= _LONGEST
-    ]
-    lasting.sort(key=lambda u: (abs(u.seconds - 4.0), u.key))
-    return next(iter(lasting), None)
+    """Return the utterance of 1 to 12 s that is nearest to four seconds."""
+    return min(
+        (u for u in found.values() if u.path and 1.0 <= u.seconds <= 12.0),
+        key=lambda u: (abs(u.seconds - 4.0), u.key),
+        default=None,
+    )
 
 
 # -- what the recipe's own test has recorded of them ----------------------------

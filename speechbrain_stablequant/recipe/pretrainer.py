@@ -214,7 +214,7 @@ class ExecutionLog:
 
     def update(self) -> None:
         """Log how the layers run, if something was compiled since."""
-        compiled = sum(len(unit.reports) for unit in self.acceleration.units)
+        compiled = sum(len(unit.reports) for unit in self.acceleration.modules)
         if compiled == self._logged:
             return
         self._logged = compiled

@@ -69,7 +69,7 @@ class Acceleration:
                     pattern,
                     nearest(pattern, names),
                 )
-        self.units = [
+        self.modules = [
             CompiledModule(name, module, backend)
             for name, module in root.named_modules()
             if type(module).forward is not nn.Module.forward  # can be called
@@ -79,12 +79,12 @@ class Acceleration:
     def install(self) -> None:
         """Run on the runtime from now on."""
         require_cpu(self.root)
-        for module in self.units:
+        for module in self.modules:
             module.install()
 
     def remove(self) -> None:
         """Run on plain torch again."""
-        for module in self.units:
+        for module in self.modules:
             module.remove()
 
     def report(self) -> RuntimeReport:
@@ -92,7 +92,7 @@ class Acceleration:
         rows: dict[str, LayerExecution] = {}
         for name, _, planned in quantized_layers(self.root):
             rows[name] = LayerExecution(name, planned, "not run")
-        for module in self.units:
+        for module in self.modules:
             for variant in list(module.variants.values()):
                 for row in variant.compiled.layers:
                     name = ".".join(p for p in (module.name, row.name) if p)
@@ -105,7 +105,7 @@ class Acceleration:
             backend.name,
             backend.settings,
             list(rows.values()),
-            [report for module in self.units for report in module.reports],
+            [report for module in self.modules for report in module.reports],
             list(dict.fromkeys(backend.notes)),
         )
 

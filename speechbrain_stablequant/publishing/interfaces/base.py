@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 import torch
-from yaml import MappingNode, Node
+from yaml import Node
 
-from speechbrain_stablequant.artifacts.hyperparams import class_name, inline
+from speechbrain_stablequant.artifacts.hyperparams import new
 from speechbrain_stablequant.publishing.inventory import Recipe
 
-__all__ = ["Interface", "Needs", "audio", "is_class", "name_node"]
+__all__ = ["Interface", "Needs", "audio", "name_node"]
 
 
 @dataclass
@@ -97,15 +97,9 @@ class Interface:
 
 def name_node(name: str, **arguments) -> Node:
     """Return ``!name:name`` with keyword arguments."""
-    node = inline(arguments)
-    assert isinstance(node, MappingNode)
+    node = new(name, **arguments)
     node.tag = f"!name:{name}"
     return node
-
-
-def is_class(node: Optional[Node], *names: str) -> bool:
-    """Whether a node makes one of some classes, by the last part."""
-    return class_name(node).rpartition(".")[2] in names
 
 
 def audio(model: Any, item: dict[str, Any]) -> torch.Tensor:
@@ -124,9 +118,11 @@ def audio(model: Any, item: dict[str, Any]) -> torch.Tensor:
     if "noise" in item:
         rate = model.audio_normalizer.sample_rate
         return 0.05 * torch.randn(1, int(item["noise"] * rate))
-    start, stop = item.get("start"), item.get("stop")
-    part = {}
-    if start is not None and stop is not None:
-        part = {"frame_offset": start, "num_frames": stop - start}
-    signal, rate = audio_io.load(item["path"], channels_first=False, **part)
+    start, stop = item.get("start") or 0, item.get("stop")
+    signal, rate = audio_io.load(
+        item["path"],
+        frame_offset=start,
+        num_frames=-1 if stop is None else stop - start,
+        channels_first=False,
+    )
     return model.audio_normalizer(signal, rate).unsqueeze(0)

@@ -14,7 +14,11 @@ from speechbrain_stablequant.artifacts.hyperparams import (
     refers_to,
 )
 from speechbrain_stablequant.errors import PublishError
-from speechbrain_stablequant.publishing.interfaces.base import Interface, Needs
+from speechbrain_stablequant.publishing.interfaces.base import (
+    Interface,
+    Needs,
+    name_node,
+)
 from speechbrain_stablequant.publishing.interfaces.encoder import (
     without_weights,
 )
@@ -79,7 +83,11 @@ def make_blueprint(interface: Interface, recipe: Recipe) -> Blueprint:
     """
     _refuse_switches(recipe)
     needs = interface.needs(recipe)
-    nodes = {**needs.nodes, **_audio_normalizer(interface, recipe)}
+    nodes = dict(needs.nodes)
+    rate = recipe.number("sample_rate", 16000)
+    if rate != 16000 and not interface.takes_text:
+        name = "speechbrain.dataio.preprocess.AudioNormalizer"
+        nodes["audio_normalizer"] = new(name, sample_rate=rate)
     changes, base_model = without_weights(recipe)
     changes.update(
         {
@@ -122,15 +130,6 @@ def _refuse_switches(recipe: Recipe) -> None:
             )
 
 
-def _audio_normalizer(interface: Interface, recipe: Recipe) -> dict[str, Node]:
-    """Return what interfaces need at another sampling rate than 16 kHz."""
-    rate = recipe.number("sample_rate", 16000)
-    if rate == 16000 or interface.takes_text:
-        return {}
-    name = "speechbrain.dataio.preprocess.AudioNormalizer"
-    return {"audio_normalizer": new(name, sample_rate=rate)}
-
-
 def _loadables(
     recipe: Recipe, selection: Selection, needs: Needs
 ) -> dict[str, Node]:
@@ -146,21 +145,16 @@ def _loadables(
             continue
         parts = recipe.names_within(node)
         if parts & chosen & named or recipe.definitions.name_of(node) in chosen:
-            found[name] = _named(recipe, name, node, selection)
+            known = recipe.definitions.name_of(node)
+            if known is None:  # it is defined where it is used: give it a name
+                known = name
+                selection.changes.setdefault(name, node)
+            found[name] = reference(known)
     found.update(needs.loadables)
     lacking = recipe.quantized & set(needs.modules) - set(found)
     if lacking:
         raise PublishError(f"Nothing loads {sorted(lacking)}.")
     return found
-
-
-def _named(recipe: Recipe, name: str, node: Node, selection: Selection):
-    """Return a reference to a loadable, which gets a name if it has none."""
-    known = recipe.definitions.name_of(node)
-    if known is None:
-        known = name
-        selection.changes.setdefault(name, node)
-    return reference(known)
 
 
 def _sources(recipe: Recipe, loadables) -> tuple[list[str], dict[str, str]]:
@@ -175,8 +169,8 @@ def _sources(recipe: Recipe, loadables) -> tuple[list[str], dict[str, str]]:
         if local is not None:
             recipe.files[name] = local
             files.append(name)
-        elif path is not None and _is_hub_path(path):
-            elsewhere[name] = path
+        elif path and path[0] not in "/.~" and path.count("/") >= 2:
+            elsewhere[name] = path  # user/name/file, on the hub
         else:
             raise PublishError(
                 f"The file of '{name}' was not found"
@@ -187,21 +181,12 @@ def _sources(recipe: Recipe, loadables) -> tuple[list[str], dict[str, str]]:
     return files, elsewhere
 
 
-def _is_hub_path(path: str) -> bool:
-    """Whether a path can only be one of the hub: user/name/file."""
-    return not path.startswith(("/", ".", "~")) and path.count("/") >= 2
-
-
 def _pretrainer(loadables, recipe: Recipe, elsewhere) -> Node:
     """Return the pretrainer: quantized files go through our hook."""
     given: dict = {"loadables": dict(loadables)}
-    hooks = {}
-    for name in loadables:
-        if name in recipe.quantized:
-            hook = inline({})
-            hook.tag = f"!name:{LOAD_HOOK}"
-            hook.flow_style = True
-            hooks[name] = hook
+    hooks = {
+        n: name_node(LOAD_HOOK) for n in loadables if n in recipe.quantized
+    }
     if hooks:
         given["custom_hooks"] = hooks
     if elsewhere:

@@ -85,7 +85,7 @@ def without_weights(recipe: Recipe) -> tuple[dict[str, Node], Optional[str]]:
     changes, base_model = {}, None
     for name, node in recipe.definitions.values():
         wrapper = class_name(node).rpartition(".")[2]
-        if wrapper not in ENCODERS or not class_name(node):
+        if wrapper not in ENCODERS:
             continue
         source = plain(arguments(node)["source"])
         config = source

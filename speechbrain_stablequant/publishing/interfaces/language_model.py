@@ -15,21 +15,13 @@ __all__ = ["LANGUAGE_MODEL"]
 TOKENIZER = "tokenizer"
 
 
-def _is_language_model(recipe: Recipe, name: str) -> bool:
-    node = recipe.modules.get(name)
-    return class_name(node).rpartition(".")[2] in LANGUAGE_MODELS
-
-
 def _fits(recipe: Recipe) -> bool:
-    return len(recipe.modules) == 1 and all(
-        _is_language_model(recipe, name) for name in recipe.modules
-    )
+    name = recipe.module_of(*LANGUAGE_MODELS)
+    return name is not None and len(recipe.modules) == 1
 
 
 def _needs(recipe: Recipe) -> Needs:
-    name = next(
-        (n for n in recipe.modules if _is_language_model(recipe, n)), None
-    )
+    name = recipe.module_of(*LANGUAGE_MODELS)
     if name is None:
         raise PublishError(
             f"LanguageModel needs one of {', '.join(LANGUAGE_MODELS)} among the modules; "
@@ -40,17 +32,12 @@ def _needs(recipe: Recipe) -> Needs:
             f"{recipe.definitions.source} has no tokenizer that the pretrainer "
             "loads: without it a language model cannot read text."
         )
-    nodes = {
-        TOKENIZER: None,
-        # Ends of a sentence; SpeechBrain's recipes name them so.
-        **{
-            key: recipe.definitions[key]
-            for key in ("bos_index", "eos_index")
-            if key in recipe.definitions
-        },
-    }
+    # Ends of a sentence; SpeechBrain's recipes name them so.
+    wanted = (TOKENIZER, "bos_index", "eos_index")
     return Needs(
-        nodes, {"lm": recipe.refer(name)}, {TOKENIZER: reference(TOKENIZER)}
+        {key: None for key in wanted if key in recipe.definitions},
+        {"lm": recipe.refer(name)},
+        {TOKENIZER: reference(TOKENIZER)},
     )
 
 

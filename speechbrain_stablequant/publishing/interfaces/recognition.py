@@ -1,5 +1,6 @@
 """Speech recognition: with CTC, or with an attention decoder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -10,6 +11,7 @@ from yaml import Node
 from speechbrain_stablequant.artifacts.hyperparams import (
     arguments,
     inline,
+    is_class,
     new,
     plain,
     reference,
@@ -19,7 +21,6 @@ from speechbrain_stablequant.publishing.interfaces.base import (
     Interface,
     Needs,
     audio,
-    is_class,
     name_node,
 )
 from speechbrain_stablequant.publishing.inventory import Recipe
@@ -43,10 +44,7 @@ def _is_ctc(recipe: Recipe) -> bool:
 def _front(recipe: Recipe) -> dict[str, Node]:
     """Return what comes before the linear layers, in order."""
     encoder = recipe.encoder
-    if encoder is not None:
-        chain = {encoder: recipe.refer(encoder)}
-    else:
-        chain = recipe.features
+    chain = {encoder: recipe.refer(encoder)} if encoder else recipe.features
     for name in ("CNN", "enc"):
         if recipe.module(name):
             chain[name] = recipe.refer(name)
@@ -56,7 +54,7 @@ def _front(recipe: Recipe) -> dict[str, Node]:
 def _tokenizer(recipe: Recipe) -> tuple[Node, dict[str, Node]]:
     """Return the tokenizer, and the loadable that it is."""
     for name in ("tokenizer", "label_encoder"):
-        node = recipe.object(name) or recipe.definitions.get(name)
+        node = recipe.object(name)
         if is_class(node, *TOKENIZERS):
             known = recipe.definitions.name_of(node) or name
             file = next(
@@ -115,7 +113,6 @@ def _ctc_decoding(recipe: Recipe) -> dict[str, Node]:
     # An n-gram model is a file of its own, and not what was trained here.
     kept = {k: v for k, v in beam.items() if k != "kenlm_model_path"}
     search = name_node("speechbrain.decoders.ctc.CTCBeamSearcher")
-    search.flow_style = True
     return {"decoding_function": search, "test_beam_search": inline(kept)}
 
 
@@ -125,12 +122,11 @@ def _ctc_needs(recipe: Recipe) -> Needs:
         "EncoderASR",
     )
     chain = {**_front(recipe), "ctc_lin": recipe.refer("ctc_lin")}
-    softmax = recipe.definitions.get("log_softmax")
-    if softmax is None:
-        softmax = new("speechbrain.nnet.activations.Softmax", apply_log=True)
-        chain["log_softmax"] = softmax
-    else:
-        chain["log_softmax"] = reference("log_softmax")
+    chain["log_softmax"] = (
+        reference("log_softmax")
+        if "log_softmax" in recipe.definitions
+        else new("speechbrain.nnet.activations.Softmax", apply_log=True)
+    )
     tokenizer, loadable = _tokenizer(recipe)
     name = _free_name(recipe)
     nodes = {
@@ -186,36 +182,27 @@ def _decoder_needs(recipe: Recipe) -> Needs:
 
 def _language_model(recipe: Recipe, search: str) -> dict[str, Node]:
     """Return the loadable of a language model that the search refers to."""
-    within = recipe.names_within(recipe.definitions[search])
+    name_of = recipe.definitions.name_of
     nodes = [recipe.object(name) for name in recipe.files]
-    ours = {recipe.definitions.name_of(n) for n in nodes if n is not None}
-    found = {}
-    for file, node in recipe.objects.items():
-        name = recipe.definitions.name_of(node)
-        if (
-            name in within
-            and is_class(node, *LANGUAGE_MODELS)
-            and file not in recipe.modules
-            and name not in ours
-        ):
-            found[file] = reference(name)
-    return found
+    ours = {name_of(node) for node in nodes if node is not None}
+    wanted = recipe.names_within(recipe.definitions[search]) - ours
+    return {
+        file: reference(name_of(node))
+        for file, node in recipe.objects.items()
+        if name_of(node) in wanted
+        and is_class(node, *LANGUAGE_MODELS)
+        and file not in recipe.modules
+    }
 
 
 def _left_out(recipe: Recipe) -> list[str]:
-    if "rescorer" in recipe.definitions:
-        return ["the test rescored its hypotheses with a language model"]
-    return []
-
-
-def _ctc_left_out(recipe: Recipe) -> list[str]:
-    ngrams = recipe.definitions.entries("test_beam_search").get(
-        "kenlm_model_path"
-    )
     found = []
-    if ngrams is not None and plain(ngrams):
+    beam = recipe.definitions.value("test_beam_search")
+    if isinstance(beam, dict) and beam.get("kenlm_model_path"):
         found.append("the test decoded with an n-gram language model")
-    return found + _left_out(recipe)
+    if "rescorer" in recipe.definitions:
+        found.append("the test rescored its hypotheses with a language model")
+    return found
 
 
 def _transcribe(model: Any, item: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +221,6 @@ def _transcribe(model: Any, item: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-_CALL = 'print(model.transcribe_file("{audio}"))'
 ENCODER_ASR = Interface(
     name="EncoderASR",
     module="speechbrain.inference.ASR",
@@ -243,23 +229,18 @@ ENCODER_ASR = Interface(
     fits=_is_ctc,
     needs=_ctc_needs,
     run=_transcribe,
-    call=_CALL,
+    call='print(model.transcribe_file("{audio}"))',
     modules=["encoder"],
     names=["tokenizer", "decoding_function"],
     metrics=["WER", "CER"],
-    left_out=_ctc_left_out,
+    left_out=_left_out,
 )
-ENCODER_DECODER_ASR = Interface(
+ENCODER_DECODER_ASR = replace(
+    ENCODER_ASR,
     name="EncoderDecoderASR",
-    module="speechbrain.inference.ASR",
-    task="automatic-speech-recognition",
     title="Speech recognition with an attention decoder",
     fits=_has_decoder,
     needs=_decoder_needs,
-    run=_transcribe,
-    call=_CALL,
     modules=["encoder", "decoder"],
     names=["tokenizer"],
-    metrics=["WER", "CER"],
-    left_out=_left_out,
 )

@@ -50,10 +50,6 @@ def _front(recipe: Recipe, interface: str) -> dict[str, Node]:
     }
 
 
-def _speaker_needs(recipe: Recipe) -> Needs:
-    return Needs({}, _front(recipe, "SpeakerRecognition"))
-
-
 def _classifier_needs(recipe: Recipe) -> Needs:
     modules = _front(recipe, "EncoderClassifier")
     if not recipe.module("classifier"):
@@ -69,9 +65,8 @@ def _classifier_needs(recipe: Recipe) -> Needs:
             f"{recipe.experiment.folder / 'save' / LABELS}.txt is not there."
         )
     recipe.files[LABELS] = path
-    node = recipe.object(LABELS) or recipe.definitions.get(LABELS)
     nodes = {}
-    if node is None:
+    if recipe.object(LABELS) is None:
         # The recipes make it in Python.
         nodes[LABELS] = new("speechbrain.dataio.encoder.CategoricalEncoder")
     return Needs(nodes, modules, {LABELS: reference(LABELS)})
@@ -115,7 +110,7 @@ SPEAKER_RECOGNITION = Interface(
     task="audio-classification",
     title="Speaker verification",
     fits=_verifies,
-    needs=_speaker_needs,
+    needs=lambda recipe: Needs({}, _front(recipe, "SpeakerRecognition")),
     run=_verify,
     call='score, same_speaker = model.verify_files("{audio}", "other.wav")',
     modules=["embedding_model"],
