@@ -17,10 +17,7 @@ from speechbrain_stablequant.artifacts.experiment import (
     is_published,
     is_quantized,
 )
-from speechbrain_stablequant.artifacts.report_schema import (
-    read_coverage,
-    read_report,
-)
+from speechbrain_stablequant.artifacts.report_schema import read_run_file
 from speechbrain_stablequant.artifacts.safetensors_file import (
     is_safetensors,
     read_raw_header,
@@ -154,14 +151,13 @@ def _folder(name: str, path: Path) -> Source:
 def _experiment(name: str, path: Path) -> Source:
     experiment = Experiment(path)
     folder = experiment.ptq
-    plan = _or_none(lambda: experiment.plan, folder / "plan.json")
-    report = _or_none(lambda: experiment.report, folder / "report.json")
+    plan = _plan_in(folder)
+    report = _in(folder, "report")
     stored = _stored(name, path, experiment)
     if report is None and stored is not None:
         source = stored  # made by `stablequant apply`
         _name_layers(source, plan)
-        table = folder / "coverage.json"
-        source.coverage = _or_none(lambda: read_coverage(table), table)
+        source.coverage = _in(folder, "coverage")
     else:
         source = Source(name, "experiment", path, report=report)
         _add_plan(source, plan)
@@ -179,18 +175,23 @@ def _stored(name: str, path: Path, experiment) -> Optional[Source]:
     return _of_checkpoints(name, path, experiment.checkpoints)
 
 
-def _or_none(read, path: Path):
-    """Read a file, or return None where there is none."""
-    return read() if path.is_file() else None
+def _in(folder: Path, what: str) -> Optional[dict]:
+    """Return the report or the coverage in a folder, if there is one."""
+    path = folder / f"{what}.json"
+    return read_run_file(path, what) if path.is_file() else None
+
+
+def _plan_in(folder: Path) -> Optional[QuantizationPlan]:
+    path = folder / "plan.json"
+    return QuantizationPlan.load(path) if path.is_file() else None
 
 
 def _published(name: str, path: Path) -> Source:
     files = sorted(filter(is_quantized, path.glob("*.ckpt")))
     source = _of_checkpoints(name, path, {file.stem: file for file in files})
     source.kind = "published"
-    plan, report = path / "plan.json", path / "report.json"
-    _name_layers(source, _or_none(lambda: QuantizationPlan.load(plan), plan))
-    source.report = _or_none(lambda: read_report(report), report)
+    _name_layers(source, _plan_in(path))
+    source.report = _in(path, "report")
     if source.report is not None:
         _add_float_sizes(source)
         _add_coverage(source)
@@ -274,7 +275,9 @@ def _json(name: str, path: Path) -> Source:
         raise SourceError(f"Cannot read {path} as JSON: {err}.") from err
     keys = set(data) if isinstance(data, dict) else set()
     if {"tests", "coverage"} <= keys:
-        source = Source(name, "report", path, report=read_report(path))
+        source = Source(
+            name, "report", path, report=read_run_file(path, "report")
+        )
         _add_report(source)
         source.method = (source.report.get("plan") or {}).get("method", "")
         return source

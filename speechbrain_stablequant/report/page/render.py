@@ -8,10 +8,7 @@ from typing import Union
 import jinja2
 from markupsafe import Markup, escape
 
-from speechbrain_stablequant.artifacts.report_schema import (
-    read_histograms,
-    read_report,
-)
+from speechbrain_stablequant.artifacts.report_schema import read_run_file
 from speechbrain_stablequant.core.format import megabytes, number
 from speechbrain_stablequant.errors import ExperimentError
 from speechbrain_stablequant.report.page import facts
@@ -122,12 +119,12 @@ def _read(folder: Path) -> tuple[dict, list[dict]]:
         if (folder / "ptq" / "report.json").is_file():
             hint = f"Did you mean {folder / 'ptq'}?"
         raise ExperimentError(f"{path} is not there. {hint}")
-    report = read_report(path)
+    report = read_run_file(path, "report")
     # Always this name: a report from elsewhere must not name another file.
     histograms = folder / "histograms.json"
     if not report.get("histograms") or not histograms.is_file():
         return report, []  # the page says that there are none
-    return report, read_histograms(histograms)
+    return report, read_run_file(histograms, "histograms")
 
 
 # -- from data ------------------------------------------------------------
