@@ -25,23 +25,6 @@ __all__ = ["fill_page", "make_page", "render_page", "write_page"]
 
 PAGE, PLOTS = "report.html", "plots"
 _TEMPLATES = Path(__file__).parent / "template"
-_METHODS = {
-    "stablequant": (
-        "Each search unit was quantized alone with ranges by max; for those that "
-        "cost the metric more than the threshold, the percentile at which "
-        "their activations are cut was searched."
-    ),
-    "mixed_precision": (
-        "Each layer was quantized alone to each bit width. Of the most "
-        "promising plans, the one chosen keeps the budget when measured as a "
-        "whole."
-    ),
-    "uniform": "All layers have the same bit widths and the same observer.",
-    "quantization_aware": (
-        "The model was trained on with quantized layers before it was scored."
-    ),
-    "manual": "The plan was given.",
-}
 # What data of another shape leads to, anywhere on the way to a page
 _HOLES = (
     ArithmeticError,
@@ -185,16 +168,13 @@ def fill_page(report: dict, pictures: Sequence, published: bool = False) -> str:
 
 def _facts(report: dict) -> dict:
     """Return the other variables of the template."""
-    search, files = report["search"], report["files"]
-    plan = report.get("plan") or {"method": "", "settings": {}}
+    search = report["search"]
     weights, cost = report.get("weights"), search.get("cost")
     return {
-        "plan": plan,
-        "method": _METHODS.get(plan["method"], ""),
+        "plan": report.get("plan") or {"method": "", "settings": {}},
         "verdict": facts.verdict(report),
         "main": facts.main_results(report),
         "results": facts.result_rows(report),
-        "directions": facts.directions(report),
         "needs_checkpoint": facts.needs_checkpoint(report),
         "widths": {row["bits"] for row in report.get("layers", ())},
         "rest": facts.REST in facts.size_parts(report)["quantized"],
@@ -203,24 +183,12 @@ def _facts(report: dict) -> dict:
             for test in report["tests"]
             for label, *cells in speed_rows(test)
         ],
-        "num_bytes": sum(file["num_bytes"] for file in files),
-        "float_num_bytes": sum(file["float_num_bytes"] for file in files),
-        "clipping": facts.clipping_rows(report),
+        "clipping": facts.most_clipped(report["clipping"]),
         "coverage": facts.coverage_rows(report),
         "search_lines": search_lines(search),
         "cost": None if cost is None else cost_line(cost),
         "weights": None if weights is None else weights_line(weights),
-        "int8": _int8(report.get("runtime")),
     }
-
-
-def _int8(runtime) -> list[dict]:
-    """Return the layers planned for int8 that did not run in int8."""
-    return [
-        row
-        for row in (runtime or {}).get("layers", ())
-        if row["planned_int8"] and row["precision"] != "int8"
-    ]
 
 
 def _inline(picture) -> Markup:
