@@ -22,6 +22,7 @@ from speechbrain_stablequant.core.format import (
 from speechbrain_stablequant.report.pareto import Front, FrontPoint
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
+    chart,
     power_label,
     styled,
 )
@@ -50,11 +51,9 @@ def front_figure(front: Front) -> Figure:
     matplotlib.figure.Figure
         The figure.
     """
-    wide = 9.4 if front.extra else 7.2
     # The legend names each extra point in two lines.
     high = max(4.4, 1.2 + 0.36 * len(front.extra))
-    figure = Figure(figsize=(wide, high), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = chart(9.4 if front.extra else 7.2, high)
     bottom, top = _limits(front)
     _draw_axes(axes, front, bottom, top)
     _draw_references(axes, front)
@@ -152,6 +151,7 @@ def _signed(change: float, _=None) -> str:
 
 def _draw_references(axes, front: Front) -> None:
     """Draw the float model and the budget."""
+    green = {"color": COLORS["green"], "linewidth": 1, "gid": "budget"}
     base = front.float_value
     if front.metric is not None and is_number(base):
         digits = decimals(base)
@@ -165,22 +165,11 @@ def _draw_references(axes, front: Front) -> None:
         )
         max_drop = front.budget.get("max_drop")
         if max_drop is not None:
-            axes.axhline(
-                base + max_drop,
-                color=COLORS["green"],
-                linewidth=1,
-                label=f"budget: max_drop {max_drop:g}",
-                gid="budget",
-            )
+            label = f"budget: max_drop {max_drop:g}"
+            axes.axhline(base + max_drop, label=label, **green)
     target = front.budget.get("target_size")
     if target is not None:
-        axes.axvline(
-            target,
-            color=COLORS["green"],
-            linewidth=1,
-            label=f"budget: target_size {target:g}",
-            gid="budget",
-        )
+        axes.axvline(target, label=f"budget: target_size {target:g}", **green)
 
 
 # -- points ------------------------------------------------------------------

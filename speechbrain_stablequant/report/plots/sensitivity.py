@@ -18,10 +18,12 @@ from speechbrain_stablequant.core.format import is_number
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
-    draw_bytes,
+    chart,
     label_names,
+    map_and_bytes,
     power_label,
     styled,
+    write_beside,
 )
 from speechbrain_stablequant.report.rows import cut_text
 
@@ -64,11 +66,10 @@ def sensitivity_figure(
     widths = {bits for name in names for bits in cells[name]}
     widths |= {chosen[name] for name in names}
     ordered = sorted(widths, key=parse_bits)
-    height = 1.5 + 0.19 * max(len(names), 4)
-    figure = Figure(figsize=(8.4, height), layout="constrained")
-    ratios = [max(len(ordered), 1) * 0.62, 2.2]
-    heat, bars = figure.subplots(
-        1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
+    own = [[r for r in layers if r["layer"] == name] for name in names]
+    size = 8.4, 1.5 + 0.19 * max(len(names), 4)
+    figure, heat, bars = map_and_bytes(
+        names, ordered, own, "plan (framed)", size
     )
     shown = "layers"
     if len(names) < len(cells):
@@ -82,8 +83,6 @@ def sensitivity_figure(
     _draw_changes(heat, mesh, cells, names, ordered)
     _draw_scale(figure, heat, mesh, search["metric"])
     _draw_chosen(heat, chosen, names, ordered)
-    own = {name: [r for r in layers if r["layer"] == name] for name in names}
-    draw_bytes(bars, own.values(), "plan (framed)")
     bars.legend(loc="upper left", bbox_to_anchor=(0, 0))
     return figure
 
@@ -119,7 +118,7 @@ def _draw_cells(axes, cells, names, widths):
     low, high = 1e-7, 1.0
     if masked.count():
         low, high = float(masked.min()), float(masked.max())
-    mesh = axes.pcolormesh(
+    return axes.pcolormesh(
         masked,
         cmap="YlOrRd",
         norm=LogNorm(max(low, high * 1e-7), max(high, low * 1.01)),
@@ -127,13 +126,6 @@ def _draw_cells(axes, cells, names, widths):
         linewidth=0.8,
         gid="distances",
     )
-    axes.set_xlim(0, max(len(widths), 1))
-    axes.set_ylim(len(names), 0)
-    axes.set_xticks(np.arange(len(widths)) + 0.5, widths)
-    axes.set_yticks(np.arange(len(names)) + 0.5, label_names(names), fontsize=7)
-    axes.xaxis.tick_top()
-    bare(axes)
-    return mesh
 
 
 def _draw_changes(axes, mesh, cells, names, widths) -> None:
@@ -210,10 +202,7 @@ def units_figure(
     """
     rows = _shown(search["sensitivity"])
     names = list(rows)
-    figure = Figure(
-        figsize=(7.2, 1.1 + 0.2 * max(len(names), 3)), layout="constrained"
-    )
-    axes = figure.add_subplot()
+    figure, axes = chart(7.2, 1.1 + 0.2 * max(len(names), 3))
     bare(axes)
     places = np.arange(len(names))
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -300,9 +289,7 @@ def _draw_unit(axes, place: int, row: dict, note: str, reach) -> None:
         axes.hlines(
             place, *ends, color=COLORS["ink"], linewidth=0.9, gid="interval"
         )
-    axes.annotate(
-        f"{label}, {note}" if note else label, (right, place), xytext=(6, 0),
-        textcoords="offset points", va="center", fontsize=7,
-        color=color if row["flagged"] else COLORS["ink"],
-        annotation_clip=False,
+    write_beside(
+        axes, f"{label}, {note}" if note else label, right, place, fontsize=7,
+        color=color if row["flagged"] else COLORS["ink"], annotation_clip=False,
     )  # fmt: skip
