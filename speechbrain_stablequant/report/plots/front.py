@@ -210,21 +210,14 @@ def _draw_extra(axes, front: Front, top: float) -> None:
         text = f"{point.label}\n  {_rounded(point.ratio)}, "
         text += number(point.value, digits)
         if point.change is not None:
-            row = {"change": point.change, "low": point.low, "high": point.high}
-            text += f" ({interval(row, digits)})"
+            text += f" ({interval(vars(point), digits)})"
         color = _PALETTE[groups.index(point.group) % len(_PALETTE)]
         marker = _MARKERS[index % len(_MARKERS)]
         size = 90 if marker == "*" else 44
         _scatter(
-            axes,
-            [drawn[index]],
-            top,
-            COLORS[color],
-            marker,
-            size,
-            f"extra-{index}",
-            text,
-        )
+            axes, [drawn[index]], top, COLORS[color], marker, size,
+            f"extra-{index}", text,
+        )  # fmt: skip
 
 
 def _side_by_side(points: Sequence[FrontPoint]) -> list[float]:
@@ -254,14 +247,9 @@ def _staircase(axes, efficient: Sequence[FrontPoint], top: float) -> None:
     ratios = [p.ratio for p in efficient] + [axes.get_xlim()[1]]
     values = [p.value for p in efficient] + [efficient[-1].value]
     axes.step(
-        ratios,
-        values,
-        where="post",
-        color=COLORS["sky"],
-        linewidth=1,
-        zorder=1.5,
-        gid="staircase",
-    )
+        ratios, values, where="post", color=COLORS["sky"], linewidth=1,
+        zorder=1.5, gid="staircase",
+    )  # fmt: skip
 
 
 def _scatter(axes, points, top, color, marker, size, gid, label, bars=True):
@@ -269,30 +257,20 @@ def _scatter(axes, points, top, color, marker, size, gid, label, bars=True):
     inside = [p for p in points if p.value <= top]
     beyond = [p for p in points if p.value > top]
     for point in inside if bars else ():
-        if point.low is not None and point.high is not None:
+        if None not in (point.low, point.high):
+            ends = _end(point, point.low), _end(point, point.high)
             axes.vlines(
-                point.ratio,
-                _end(point, point.low),
-                _end(point, point.high),
-                color=color,
-                linewidth=1.2,
-                alpha=0.45,
+                point.ratio, *ends, color=color, linewidth=1.2, alpha=0.45,
                 zorder=2,
-            )
+            )  # fmt: skip
     if points:
         # Drawn even where empty: the legend names what lies beyond too.
         axes.scatter(
-            [p.ratio for p in inside],
-            [p.value for p in inside],
-            s=size,
-            color=color,
-            marker=marker,
-            edgecolor=COLORS["paper"],
-            linewidth=0.6,
-            zorder=4 if marker == "*" else 3,
-            label=label,
+            [p.ratio for p in inside], [p.value for p in inside], s=size,
+            color=color, marker=marker, edgecolor=COLORS["paper"],
+            linewidth=0.6, zorder=4 if marker == "*" else 3, label=label,
             gid=gid,
-        )
+        )  # fmt: skip
     edge = axes.get_xaxis_transform()
     for point in beyond:
         axes.scatter(

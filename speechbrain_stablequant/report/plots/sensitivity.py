@@ -108,13 +108,13 @@ def _finite(value: Optional[float]) -> float:
 
 def _draw_cells(axes, cells, names, widths):
     """Draw the distances, on a scale of powers of ten, and return them."""
-    distances = np.zeros((len(names), len(widths)))
-    for i, name in enumerate(names):
-        for j, bits in enumerate(widths):
-            row = cells[name].get(bits)
-            if row is not None:
-                distances[i, j] = _finite(row["distance"])
+    distances = [
+        _finite(cells[name].get(bits, {}).get("distance"))
+        for name in names
+        for bits in widths
+    ]
     masked = np.ma.masked_less_equal(distances, 0)
+    masked = masked.reshape(len(names), len(widths))
     low, high = 1e-7, 1.0
     if masked.count():
         low, high = float(masked.min()), float(masked.max())
@@ -139,15 +139,10 @@ def _draw_changes(axes, mesh, cells, names, widths) -> None:
                 distance = max(_finite(row["distance"]), mesh.norm.vmin)
                 is_dark = mesh.norm(distance) > 0.65
                 axes.text(
-                    j + 0.5,
-                    i + 0.53,
-                    f"{row['change']:+.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
+                    j + 0.5, i + 0.53, f"{row['change']:+.2f}", ha="center",
+                    va="center", fontsize=6.5, gid="change",
                     color=COLORS["on_dark" if is_dark else "on_light"],
-                    gid="change",
-                )
+                )  # fmt: skip
 
 
 def _draw_scale(figure, axes, mesh, metric: Optional[str]) -> None:
@@ -164,17 +159,12 @@ def _draw_scale(figure, axes, mesh, metric: Optional[str]) -> None:
 
 def _draw_chosen(axes, chosen, names, widths) -> None:
     for i, name in enumerate(names):
-        axes.add_patch(
-            Rectangle(
-                (widths.index(chosen[name]) + 0.05, i + 0.08),
-                0.9,
-                0.84,
-                fill=False,
-                edgecolor=COLORS["frame"],
-                linewidth=1.4,
-                gid="plan",
-            )
-        )
+        corner = widths.index(chosen[name]) + 0.05, i + 0.08
+        frame = Rectangle(
+            corner, 0.9, 0.84, fill=False, edgecolor=COLORS["frame"],
+            linewidth=1.4, gid="plan",
+        )  # fmt: skip
+        axes.add_patch(frame)
 
 
 # -- units -------------------------------------------------------------------
@@ -200,14 +190,14 @@ def units_figure(
     matplotlib.figure.Figure
         The figure.
     """
-    rows = _shown(search["sensitivity"])
-    names = list(rows)
+    rows = search["sensitivity"]
+    names = _most_sensitive_units(rows)
     figure, axes = chart(7.2, 1.1 + 0.2 * max(len(names), 3))
     bare(axes)
     places = np.arange(len(names))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(places, label_names(names), fontsize=7)
-    reach = _reach(rows.values(), threshold)
+    reach = _reach([rows[name] for name in names], threshold)
     axes.set_xlim(-reach[0], reach[1])
     axes.grid(axis="x", color=COLORS["light"], linewidth=0.6)
     axes.set_axisbelow(True)
@@ -218,7 +208,9 @@ def units_figure(
             gid="threshold",
         )  # fmt: skip
     for place, name in enumerate(names):
-        _draw_unit(axes, place, rows[name], _note(search, name), reach)
+        cut = search["percentiles"].get(name)
+        note = "" if cut is None else f", {cut_text(cut['chosen'])}"
+        _draw_unit(axes, place, rows[name], note, reach)
     metric = (search.get("joint") or {}).get("metric") or "metric"
     what = f"{metric}, {unit}" if unit else metric
     axes.set_xlabel(f"change of {what}, 95 % interval")
@@ -235,21 +227,19 @@ def _title(shown: int, count: int, threshold: Optional[float]) -> str:
     return title
 
 
-def _shown(rows: Mapping[str, dict]) -> dict[str, dict]:
-    """Return the rows to draw, in the order of the model."""
+def _most_sensitive_units(rows: Mapping[str, dict]) -> list[str]:
+    """Return the search units to draw, in the order of the model."""
 
     def sensitivity(name: str) -> tuple:
         change = rows[name]["change"]
         known = is_number(change)
         return rows[name]["flagged"], not known, change if known else 0.0
 
-    names = _largest(rows, sensitivity, _MOST_UNITS)
-    return {name: rows[name] for name in names}
+    return _largest(rows, sensitivity, _MOST_UNITS)
 
 
-def _reach(rows, threshold: Optional[float]) -> tuple[float, float]:
+def _reach(rows: list[dict], threshold: Optional[float]) -> tuple[float, float]:
     """Return the ends of the axis: one broken unit must not hide the rest."""
-    rows = list(rows)
     changes = [abs(r["change"]) for r in rows if is_number(r["change"])]
     ends = [
         abs(row[key]) for row in rows for key in ("low", "high")
@@ -263,13 +253,6 @@ def _reach(rows, threshold: Optional[float]) -> tuple[float, float]:
     lows += [-r["change"] for r in rows if is_number(r["change"])]
     left = max([*lows, 0.1 * right])
     return min(left * 1.05, right), right
-
-
-def _note(search: dict, name: str) -> str:
-    cut = search["percentiles"].get(name)
-    if cut is None:
-        return ""
-    return cut_text(cut["chosen"])
 
 
 def _draw_unit(axes, place: int, row: dict, note: str, reach) -> None:
@@ -290,6 +273,6 @@ def _draw_unit(axes, place: int, row: dict, note: str, reach) -> None:
             place, *ends, color=COLORS["ink"], linewidth=0.9, gid="interval"
         )
     write_beside(
-        axes, f"{label}, {note}" if note else label, right, place, fontsize=7,
+        axes, label + note, right, place, fontsize=7,
         color=color if row["flagged"] else COLORS["ink"], annotation_clip=False,
     )  # fmt: skip

@@ -121,26 +121,18 @@ def bare(axes: Axes) -> None:
 def write_beside(axes: Axes, text: str, x: float, y: float, **look) -> None:
     """Write to the right of a point, in the font size of such notes."""
     axes.annotate(
-        text,
-        (x, y),
-        xytext=(5, 0),
-        textcoords="offset points",
-        va="center",
+        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center",
         **{"fontsize": 8, **look},
-    )
+    )  # fmt: skip
 
 
 def color_legend(figure: Figure, colors: Mapping[str, str]) -> None:
     """Name colours in one row above a figure of bars: name to colour."""
     figure.legend(
         [Patch(color=COLORS[color]) for color in colors.values()],
-        list(colors),
-        loc="outside upper left",
-        ncols=len(colors),
-        frameon=False,
-        handlelength=1,
-        columnspacing=1.2,
-    )
+        list(colors), loc="outside upper left", ncols=len(colors),
+        frameon=False, handlelength=1, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def map_and_bytes(
@@ -167,12 +159,9 @@ def map_and_bytes(
 
     Returns
     -------
-    figure : matplotlib.figure.Figure
-        The figure, without a legend.
-    cells : matplotlib.axes.Axes
-        The map, still empty; a cell is one unit wide and high.
-    bars : matplotlib.axes.Axes
-        The bars: megabytes in float, and as planned.
+    tuple
+        The figure, the axes of the map (still empty, cells of one by one) and
+        those of the bars (megabytes in float, and as planned).
     """
     figure = Figure(figsize=size, layout="constrained")
     ratios = [max(len(widths), 1) * 0.62, 2.3]
