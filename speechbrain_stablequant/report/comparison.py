@@ -262,7 +262,7 @@ def speed_differences(
     rows = [
         {"test": test, "measure": measure, "values": values}
         for (test, measure), values in measured.items()
-        if sum(value is not None for value in values) > 1
+        if len(values) - values.count(None) > 1
     ]
     machines = [_hardware(source) for source in sources if source.report]
     if rows and any(machine != machines[0] for machine in machines):

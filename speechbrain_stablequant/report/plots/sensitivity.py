@@ -15,6 +15,9 @@ from matplotlib.ticker import FuncFormatter
 
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.format import is_number
+from speechbrain_stablequant.report.mixed_precision import (
+    sensitivity_by_layer,
+)
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
@@ -59,9 +62,7 @@ def sensitivity_figure(
     matplotlib.figure.Figure
         The figure.
     """
-    cells: dict[str, dict[str, dict]] = {}
-    for row in search["sensitivity"]:
-        cells.setdefault(row["layer"], {})[row["bits"]] = row
+    cells = sensitivity_by_layer(search)
     names = _most_sensitive(cells)
     widths = {bits for name in names for bits in cells[name]}
     widths |= {chosen[name] for name in names}
