@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Union
 
-from speechbrain_stablequant.artifacts.report_schema import read_report
+from speechbrain_stablequant.artifacts.report_schema import read_run_file
 from speechbrain_stablequant.core.plan import QuantizationPlan
 from speechbrain_stablequant.errors import ExperimentError
 
@@ -62,7 +62,9 @@ class Experiment:
     @cached_property
     def report(self) -> dict:
         """The report of the test passes, plain data."""
-        return read_report(self._need(self.ptq / "report.json", f"{RUN}."))
+        return read_run_file(
+            self._need(self.ptq / "report.json", f"{RUN}."), "report"
+        )
 
     @cached_property
     def plan(self) -> QuantizationPlan:

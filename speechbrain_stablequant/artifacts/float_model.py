@@ -235,14 +235,13 @@ def _chosen(checkpointer, name, min_key, max_key) -> Checkpoint:
     if not known:
         raise FloatModelError(f"{where} has no checkpoint (CKPT+...).")
     if name is not None:
-        wanted = Path(name).name
-        for each in known:
-            if each.path.name == wanted:
-                return each
-        names = [each.path.name for each in known]
-        raise FloatModelError(
-            f"{where} has no checkpoint '{wanted}'." + nearest(wanted, names)
-        )
+        wanted, named = Path(name).name, {c.path.name: c for c in known}
+        if wanted not in named:
+            raise FloatModelError(
+                f"{where} has no checkpoint '{wanted}'."
+                + nearest(wanted, named)
+            )
+        return named[wanted]
     key = min_key or max_key
     keys = {k for each in known for k in each.meta}
     if key is not None and key not in keys:

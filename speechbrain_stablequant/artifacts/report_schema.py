@@ -12,7 +12,7 @@ from typing import Any, Callable, Union
 
 from speechbrain_stablequant.errors import ExperimentError
 
-__all__ = ["read_coverage", "read_histograms", "read_items", "read_report"]
+__all__ = ["read_run_file"]
 
 # A schema is a type; a test of the value; a list with the schema of its items;
 # an object with the schemas of its fields (``name?`` may be missing; `str`
@@ -65,87 +65,61 @@ _PARAMETERS = [
         "is_weight": bool,
     }
 ]
-_REPORT = {
-    "label": str,
-    "tests": [_TEST],
-    "files": [_FILE],
-    "coverage": {
-        **_optional("fraction"),
-        "parameters?": (_PARAMETERS, None),
+_SCHEMAS = {
+    "report": {
+        "label": str,
+        "tests": [_TEST],
+        "files": [_FILE],
+        "coverage": {
+            **_optional("fraction"),
+            "parameters?": (_PARAMETERS, None),
+        },
+        "plan?": (dict, None),
+        "environment?": (dict, None),
+        "unreached_layers?": (list, None),
     },
-    "plan?": (dict, None),
-    "environment?": (dict, None),
-    "unreached_layers?": (list, None),
+    "coverage": {**_optional("fraction"), "parameters": _PARAMETERS},
+    "histograms": [
+        {
+            "layer": str,
+            "input": str,
+            "low": Real,
+            "bin_width": Real,
+            "counts": [_is_count],
+        }
+    ],
+    "items": {str: {str: {"quantized?": ([_is_item], None)}}},
 }
-_COVERAGE = {**_optional("fraction"), "parameters": _PARAMETERS}
-_HISTOGRAMS = [
-    {
-        "layer": str,
-        "input": str,
-        "low": Real,
-        "bin_width": Real,
-        "counts": [_is_count],
-    }
-]
-_ITEMS = {str: {str: {"quantized?": ([_is_item], None)}}}
 
 
-def read_report(path: Union[str, Path]) -> dict:
-    """Read a ``report.json``.
+def read_run_file(path: Union[str, Path], what: str) -> Any:
+    """Read and check one of the JSON files of a run.
 
-    Raises
-    ------
-    ExperimentError
-        If it cannot be read or is not a report.
-    """
-    return _read(path, "report", _REPORT)
-
-
-def read_coverage(path: Union[str, Path]) -> dict:
-    """Read a ``coverage.json``: ``fraction`` and ``parameters``.
-
-    Raises
-    ------
-    ExperimentError
-        If it cannot be read or is not a coverage.
-    """
-    return _read(path, "coverage", _COVERAGE)
-
-
-def read_histograms(path: Union[str, Path]) -> list[dict]:
-    """Read a ``histograms.json``: what calibration saw of each input.
-
-    Raises
-    ------
-    ExperimentError
-        If it cannot be read or has no histograms.
-    """
-    return _read(path, "histograms", _HISTOGRAMS)
-
-
-def read_items(path: Union[str, Path]) -> dict[str, dict]:
-    """Read an ``items.json``: what each utterance adds to each metric.
+    Arguments
+    ---------
+    path : str or Path
+        The file, under any name.
+    what : str
+        ``report``; ``coverage`` (``fraction`` and ``parameters``);
+        ``histograms`` (what calibration saw of each input); or ``items`` (what
+        each utterance adds, by test set and metric).
 
     Returns
     -------
-    dict
-        By test set and metric.
+    dict or list of dict
+        Plain data.
 
     Raises
     ------
     ExperimentError
-        If it cannot be read or has no items.
+        If it cannot be read or does not have these contents.
     """
-    return _read(path, "items", _ITEMS)
-
-
-def _read(path: Union[str, Path], what: str, schema: Schema):
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
         raise ExperimentError(f"Cannot read the {what} {path}: {err}.") from err
     try:
-        _check(data, schema, what)
+        _check(data, _SCHEMAS[what], what)
     except _Mismatch as err:
         raise ExperimentError(
             f"{path} is damaged, or not the {what} of a run with this package: "

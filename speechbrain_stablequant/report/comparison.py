@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Optional
 
-from speechbrain_stablequant.artifacts.report_schema import read_items
+from speechbrain_stablequant.artifacts.report_schema import read_run_file
 from speechbrain_stablequant.core.format import letter
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.metrics.metric import Item, Metric
@@ -136,7 +136,7 @@ def _items_of(source: Source) -> dict[str, dict]:
     else:  # items have names of utterances, which are not published
         return {}
     path = folder / "items.json"
-    return read_items(path) if path.is_file() else {}
+    return read_run_file(path, "items") if path.is_file() else {}
 
 
 def metric_differences(
@@ -262,7 +262,7 @@ def speed_differences(
     rows = [
         {"test": test, "measure": measure, "values": values}
         for (test, measure), values in measured.items()
-        if sum(value is not None for value in values) > 1
+        if len(values) - values.count(None) > 1
     ]
     machines = [_hardware(source) for source in sources if source.report]
     if rows and any(machine != machines[0] for machine in machines):

@@ -39,7 +39,7 @@ _FRONT_FIELDS = (
 )  # fmt: skip
 _SENSITIVITY_FIELDS = (
     "layer", "kind", "bits", "num_bytes", "saved_num_bytes", "distance",
-    "change", "low", "high",
+    "change", "low", "high", "chosen",
 )  # fmt: skip
 
 
@@ -96,11 +96,8 @@ def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
     dict
         Bit widths by layer, as the candidates spell them.
     """
-    options: dict[str, list[str]] = {}
-    for row in search["sensitivity"]:
-        options.setdefault(row["layer"], []).append(row["bits"])
     found = {}
-    for name, candidates in options.items():
+    for name, candidates in sensitivity_by_layer(search).items():
         layer = plan.layers.get(name)
         bits = FLOAT if layer is None else bits_of(layer)
         weights = parse_bits(bits)[0]
@@ -109,6 +106,14 @@ def chosen_bits(plan: QuantizationPlan, search: dict) -> dict[str, str]:
         same = [c for c in candidates if parse_bits(c)[0] == weights]
         exact = [c for c in same if parse_bits(c) == parse_bits(bits)]
         found[name] = (exact or same or [bits])[0]
+    return found
+
+
+def sensitivity_by_layer(search: dict) -> dict[str, dict[str, dict]]:
+    """Return the rows of a search's sensitivity by layer and bit widths."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in search["sensitivity"]:
+        found.setdefault(row["layer"], {})[row["bits"]] = row
     return found
 
 
@@ -181,9 +186,7 @@ def bits_lines(counts: Mapping[str, Mapping[str, tuple]]) -> list[str]:
 
 def _sensitive_lines(search: dict, chosen: Mapping[str, str]) -> list[str]:
     """Name the layers that move the output most when quantized alone."""
-    by_layer: dict[str, dict[str, dict]] = {}
-    for row in search["sensitivity"]:
-        by_layer.setdefault(row["layer"], {})[row["bits"]] = row
+    by_layer = sensitivity_by_layer(search)
 
     def sensitivity(name: str) -> tuple:
         rows = by_layer[name].values()
@@ -255,48 +258,33 @@ def _distance(value: Optional[float]) -> str:
 # -- files -------------------------------------------------------------------
 
 
-def save_front(folder: Path, planned: Planned) -> list[Path]:
+def save_front(folder: Path, planned: Planned) -> None:
     """Write the front and the sensitivity of layers as CSV.
 
     Arguments
     ---------
     folder : Path
-        Where to; it exists.
+        Where ``front.csv`` and ``sensitivity.csv`` go; it exists.
     planned : Planned
         The plan with the report of its search.
-
-    Returns
-    -------
-    list of Path
-        ``front.csv`` and ``sensitivity.csv``.
     """
     search = planned.search
     chosen = chosen_bits(planned.plan, search)
-    return [
-        _write_csv(folder / "front.csv", *_front_table(search)),
-        _write_csv(
-            folder / "sensitivity.csv",
-            (*_SENSITIVITY_FIELDS, "chosen"),
-            (
-                {**row, "chosen": row["bits"] == chosen[row["layer"]]}
-                for row in search["sensitivity"]
-            ),
-        ),
-    ]
-
-
-def _front_table(search: dict) -> tuple[tuple, list[dict]]:
-    """Return columns and rows; bit widths have a column of layer counts each."""
-    widths = {bits for plan in search["front"] for bits in plan["bits"]}
-    ordered = sorted(widths, key=parse_bits)
+    # Bit widths have a column each, with the number of layers.
+    widths = sort_bits(
+        dict.fromkeys(b for p in search["front"] for b in p["bits"])
+    )
+    none = dict.fromkeys(widths, 0)
+    plans = [{**plan, **none, **plan["bits"]} for plan in search["front"]]
+    _write_csv(folder / "front.csv", (*_FRONT_FIELDS, *widths), plans)
     rows = [
-        {**plan, **{b: plan["bits"].get(b, 0) for b in ordered}}
-        for plan in search["front"]
+        {**row, "chosen": row["bits"] == chosen[row["layer"]]}
+        for row in search["sensitivity"]
     ]
-    return (*_FRONT_FIELDS, *ordered), rows
+    _write_csv(folder / "sensitivity.csv", _SENSITIVITY_FIELDS, rows)
 
 
-def _write_csv(path: Path, fields: tuple, rows: Iterable[dict]) -> Path:
+def _write_csv(path: Path, fields: tuple, rows: Iterable[dict]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(
             file, fields, extrasaction="ignore", lineterminator="\n"
@@ -304,4 +292,3 @@ def _write_csv(path: Path, fields: tuple, rows: Iterable[dict]) -> Path:
         writer.writeheader()
         # None is an empty cell
         writer.writerows(map(finite, rows))
-    return path

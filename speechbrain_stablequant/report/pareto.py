@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from speechbrain_stablequant.core.format import is_number
+from speechbrain_stablequant.core.pareto import is_dominated
 
 __all__ = ["Front", "FrontPoint", "mark_efficient"]
 
@@ -120,8 +121,7 @@ class Front:
 def mark_efficient(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     """Mark the points on the Pareto front: those that none dominates.
 
-    A point is Pareto-dominated if another one is no larger and no worse, and
-    better in one of the two.
+    See `is_dominated`; points that cannot be drawn are never efficient.
 
     Example
     -------
@@ -130,16 +130,12 @@ def mark_efficient(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     [0.2, 0.5]
     """
     points = list(points)
-
-    def is_dominated(point: FrontPoint) -> bool:
-        return not point.is_drawable or any(
-            other.ratio <= point.ratio
-            and other.value <= point.value
-            and (other.ratio, other.value) != (point.ratio, point.value)
-            for other in points
-            if other.is_drawable
-        )
-
+    drawable = [(p.ratio, p.value) for p in points if p.is_drawable]
     return [
-        dataclasses.replace(p, efficient=not is_dominated(p)) for p in points
+        dataclasses.replace(
+            p,
+            efficient=p.is_drawable
+            and not is_dominated((p.ratio, p.value), drawable),
+        )
+        for p in points
     ]

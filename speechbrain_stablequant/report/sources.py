@@ -17,10 +17,7 @@ from speechbrain_stablequant.artifacts.experiment import (
     is_published,
     is_quantized,
 )
-from speechbrain_stablequant.artifacts.report_schema import (
-    read_coverage,
-    read_report,
-)
+from speechbrain_stablequant.artifacts.report_schema import read_run_file
 from speechbrain_stablequant.artifacts.safetensors_file import (
     is_safetensors,
     read_raw_header,
@@ -141,29 +138,28 @@ def _folder(name: str, path: Path) -> Source:
     if is_published(path):
         return _published(name, path)
     if (path / "CKPT.yaml").is_file():
-        files = sorted(path.glob("*.ckpt"))
-        return _float(name, path, "a float checkpoint folder", files)
-    count = len(list(path.glob("CKPT*/CKPT.yaml")))
-    if count:
-        files = sorted(path.glob("CKPT*/*.ckpt"))
-        what = f"{count} float checkpoint folders"
-        return _float(name, path, what, files)
-    return _experiment(name, path)
+        what, pattern = "a float checkpoint folder", "*.ckpt"
+    elif count := len(list(path.glob("CKPT*/CKPT.yaml"))):
+        what, pattern = f"{count} float checkpoint folders", "CKPT*/*.ckpt"
+    else:
+        return _experiment(name, path)
+    return _float(name, path, what, sorted(path.glob(pattern)))
 
 
 def _experiment(name: str, path: Path) -> Source:
     experiment = Experiment(path)
     folder = experiment.ptq
-    plan = _or_none(lambda: experiment.plan, folder / "plan.json")
-    report = _or_none(lambda: experiment.report, folder / "report.json")
-    stored = _stored(name, path, experiment)
-    if report is None and stored is not None:
-        source = stored  # made by `stablequant apply`
-        _name_layers(source, plan)
-        table = folder / "coverage.json"
-        source.coverage = _or_none(lambda: read_coverage(table), table)
-    else:
-        source = Source(name, "experiment", path, report=report)
+    plan = _plan_in(folder)
+    report = _in(folder, "report")
+    source = Source(name, "experiment", path, report=report)
+    if any(map(is_quantized, folder.glob("checkpoint/*"))):
+        # Always read: their hashes are verified on the way
+        stored = _of_checkpoints(name, path, experiment.checkpoints)
+        if report is None:  # made by `stablequant apply`
+            source = stored
+            _name_layers(source, plan)
+            source.coverage = _in(folder, "coverage")
+    if source.layers is None:
         _add_plan(source, plan)
         _add_report(source)
     source.kind, source.experiment = "experiment", experiment
@@ -171,26 +167,23 @@ def _experiment(name: str, path: Path) -> Source:
     return source
 
 
-def _stored(name: str, path: Path, experiment) -> Optional[Source]:
-    """Read the quantized files, if any; their hashes are verified."""
-    folder = experiment.ptq / "checkpoint"
-    if not folder.is_dir() or not any(map(is_quantized, folder.iterdir())):
-        return None
-    return _of_checkpoints(name, path, experiment.checkpoints)
+def _in(folder: Path, what: str) -> Optional[dict]:
+    """Return the report or the coverage in a folder, if there is one."""
+    path = folder / f"{what}.json"
+    return read_run_file(path, what) if path.is_file() else None
 
 
-def _or_none(read, path: Path):
-    """Read a file, or return None where there is none."""
-    return read() if path.is_file() else None
+def _plan_in(folder: Path) -> Optional[QuantizationPlan]:
+    path = folder / "plan.json"
+    return QuantizationPlan.load(path) if path.is_file() else None
 
 
 def _published(name: str, path: Path) -> Source:
     files = sorted(filter(is_quantized, path.glob("*.ckpt")))
     source = _of_checkpoints(name, path, {file.stem: file for file in files})
     source.kind = "published"
-    plan, report = path / "plan.json", path / "report.json"
-    _name_layers(source, _or_none(lambda: QuantizationPlan.load(plan), plan))
-    source.report = _or_none(lambda: read_report(report), report)
+    _name_layers(source, _plan_in(path))
+    source.report = _in(path, "report")
     if source.report is not None:
         _add_float_sizes(source)
         _add_coverage(source)
@@ -274,7 +267,9 @@ def _json(name: str, path: Path) -> Source:
         raise SourceError(f"Cannot read {path} as JSON: {err}.") from err
     keys = set(data) if isinstance(data, dict) else set()
     if {"tests", "coverage"} <= keys:
-        source = Source(name, "report", path, report=read_report(path))
+        source = Source(
+            name, "report", path, report=read_run_file(path, "report")
+        )
         _add_report(source)
         source.method = (source.report.get("plan") or {}).get("method", "")
         return source
@@ -298,37 +293,30 @@ def _file(name: str, path: Path) -> Source:
             f"{path} is not a quantized checkpoint, domain, plan or report, "
             "and not a float checkpoint of SpeechBrain."
         )
-    header = read_raw_header(path)
-    form = header.get("__metadata__", {}).get("format", "")
-    if form == "speechbrain_stablequant.domain":
-        return _domain(name, path)
-    source = _of_checkpoints(name, path, {"": path})
-    if "domain" in source.about.get("extra", {}):
+    metadata = read_raw_header(path).get("__metadata__", {})
+    if metadata.get("format") == "speechbrain_stablequant.domain":
+        files = [_file_row(path, path.parent)]
+        source = Source(name, "domain", path, files=files)
+    else:
+        source = _of_checkpoints(name, path, {"": path})
+        if "domain" not in source.about.get("extra", {}):
+            return source
         source.kind = "domain"
-        _describe_domain(source)
+    _describe_domain(source)
     return source
 
 
 def _float(name: str, path: Path, what: str, files: list[Path]) -> Source:
     """Describe float checkpoints of SpeechBrain; no pickle is loaded."""
-    rows = [
-        {
-            "name": str(file.relative_to(path).with_suffix(""))
-            if path.is_dir()
-            else file.stem,
-            "num_bytes": file.stat().st_size,
-        }
-        for file in files
-    ]
+    folder = path if path.is_dir() else path.parent
+    rows = [_file_row(file, folder) for file in files]
     about = {"what": f"{what} of SpeechBrain, not quantized"}
     return Source(name, "float checkpoint", path, files=rows, about=about)
 
 
-def _domain(name: str, path: Path) -> Source:
-    source = Source(name, "domain", path)
-    source.files = [{"name": path.stem, "num_bytes": path.stat().st_size}]
-    _describe_domain(source)
-    return source
+def _file_row(file: Path, folder: Path) -> dict:
+    name = str(file.relative_to(folder).with_suffix(""))
+    return {"name": name, "num_bytes": file.stat().st_size}
 
 
 def _describe_domain(source: Source) -> None:
@@ -370,9 +358,7 @@ def _of_checkpoints(name: str, path: Path, files: dict[str, Path]) -> Source:
                 and tensor.endswith(("_packed", "_scale", "_zero_point"))
             )
         source.method, source.settings = plan.method, plan.settings
-        source.files.append(
-            {"name": stem or file.stem, "num_bytes": file.stat().st_size}
-        )
+        source.files.append(_file_row(file, file.parent))
         if header["extra"]:
             source.about["extra"] = header["extra"]
     return source

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
+from speechbrain_stablequant.core.pareto import is_dominated
 from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.methods.search.allocation import Allocator
 from speechbrain_stablequant.methods.search.journal import fingerprint
@@ -166,16 +167,9 @@ class JointPlans:
             **change_row(plan.change),
             "bits": dict(sorted(Counter(plan.choice.values()).items())),
             "measured": True,
-            "efficient": self._is_efficient(plan),
+            "efficient": not is_dominated(
+                (plan.num_bytes, plan.badness()),
+                ((p.num_bytes, p.badness()) for p in self.measured),
+            ),
             "chosen": plan is chosen,
         }
-
-    def _is_efficient(self, plan: Joint) -> bool:
-        """Whether no other plan is as small and better."""
-        return not any(
-            (other.num_bytes, *other.badness())
-            < (plan.num_bytes, *plan.badness())
-            and other.num_bytes <= plan.num_bytes
-            and other.badness() <= plan.badness()
-            for other in self.measured
-        )

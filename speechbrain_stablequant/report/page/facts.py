@@ -14,10 +14,9 @@ from speechbrain_stablequant.report.rows import speed_of
 __all__ = [
     "REST",
     "clipped_histograms",
-    "clipping_rows",
     "coverage_rows",
-    "directions",
     "main_results",
+    "most_clipped",
     "needs_checkpoint",
     "result_rows",
     "size_parts",
@@ -54,7 +53,7 @@ def _result_row(test: str, metric: str, row: dict) -> dict:
         "items": row.get("items"),
         "judgement": judgement(row),
         "note": _note(row),
-        "is_lower_better": _direction(row) is True,
+        "lower_is_better": _direction(row),
     }
 
 
@@ -230,23 +229,6 @@ def speed_table(report: dict) -> tuple[str, list[tuple]]:
     return unit, rows
 
 
-def directions(report: dict) -> str:
-    """Say which metrics are better when lower, and where that is not known."""
-    rows = result_rows(report)
-    names = {True: [], False: []}
-    for row in rows:
-        found = names[row["is_lower_better"]]
-        if row["metric"] not in found:
-            found.append(row["metric"])
-    if not names[False]:
-        return "Lower is better."
-    text = f"Whether {', '.join(names[False])} should rise or fall is not "
-    text += "known here, so that there is no verdict."
-    if names[True]:
-        text = f"Lower is better for {', '.join(names[True])}. {text}"
-    return text
-
-
 def needs_checkpoint(report: dict) -> bool:
     """Whether the integers were trained or fitted: no plan reproduces them."""
     plan = report.get("plan") or {}
@@ -256,9 +238,8 @@ def needs_checkpoint(report: dict) -> bool:
     )
 
 
-def clipping_rows(report: dict) -> list[dict]:
-    """Return the ranges of all inputs, the most clipped first."""
-    rows = report["clipping"]
+def most_clipped(rows: Sequence[dict]) -> list[dict]:
+    """Return the ranges of inputs, the most clipped first."""
     return sorted(rows, key=lambda r: (-r["clipped"], r["percentile"]))
 
 

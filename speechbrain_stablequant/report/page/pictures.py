@@ -10,6 +10,7 @@ from speechbrain_stablequant.report import plots
 from speechbrain_stablequant.report.mixed_precision import layer_type
 from speechbrain_stablequant.report.page.facts import (
     clipped_histograms,
+    most_clipped,
     size_parts,
     speed_table,
 )
@@ -148,8 +149,7 @@ def _unit(report: dict, search: dict) -> str:
 
 def _histogram_drawings(rows: list[dict]) -> Iterator[Drawing]:
     """Yield an overview of the most clipped, then all, in groups of units."""
-    most = sorted(rows, key=lambda r: (-r["clipped"], r["percentile"]))
-    shown = most[:_MOST_INPUTS]
+    shown = most_clipped(rows)[:_MOST_INPUTS]
     title = f"Inputs of layers; {len(shown)} of {len(rows)}, clipped most first"
     if len(shown) == len(rows):
         title = f"Inputs of layers, all {len(rows)}, clipped most first"

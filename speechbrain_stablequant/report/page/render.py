@@ -8,10 +8,7 @@ from typing import Union
 import jinja2
 from markupsafe import Markup, escape
 
-from speechbrain_stablequant.artifacts.report_schema import (
-    read_histograms,
-    read_report,
-)
+from speechbrain_stablequant.artifacts.report_schema import read_run_file
 from speechbrain_stablequant.core.format import megabytes, number
 from speechbrain_stablequant.errors import ExperimentError
 from speechbrain_stablequant.report.page import facts
@@ -28,23 +25,6 @@ __all__ = ["fill_page", "make_page", "render_page", "write_page"]
 
 PAGE, PLOTS = "report.html", "plots"
 _TEMPLATES = Path(__file__).parent / "template"
-_METHODS = {
-    "stablequant": (
-        "Each search unit was quantized alone with ranges by max; for those that "
-        "cost the metric more than the threshold, the percentile at which "
-        "their activations are cut was searched."
-    ),
-    "mixed_precision": (
-        "Each layer was quantized alone to each bit width. Of the most "
-        "promising plans, the one chosen keeps the budget when measured as a "
-        "whole."
-    ),
-    "uniform": "All layers have the same bit widths and the same observer.",
-    "quantization_aware": (
-        "The model was trained on with quantized layers before it was scored."
-    ),
-    "manual": "The plan was given.",
-}
 # What data of another shape leads to, anywhere on the way to a page
 _HOLES = (
     ArithmeticError,
@@ -122,12 +102,12 @@ def _read(folder: Path) -> tuple[dict, list[dict]]:
         if (folder / "ptq" / "report.json").is_file():
             hint = f"Did you mean {folder / 'ptq'}?"
         raise ExperimentError(f"{path} is not there. {hint}")
-    report = read_report(path)
+    report = read_run_file(path, "report")
     # Always this name: a report from elsewhere must not name another file.
     histograms = folder / "histograms.json"
     if not report.get("histograms") or not histograms.is_file():
         return report, []  # the page says that there are none
-    return report, read_histograms(histograms)
+    return report, read_run_file(histograms, "histograms")
 
 
 # -- from data ------------------------------------------------------------
@@ -188,16 +168,13 @@ def fill_page(report: dict, pictures: Sequence, published: bool = False) -> str:
 
 def _facts(report: dict) -> dict:
     """Return the other variables of the template."""
-    search, files = report["search"], report["files"]
-    plan = report.get("plan") or {"method": "", "settings": {}}
+    search = report["search"]
     weights, cost = report.get("weights"), search.get("cost")
     return {
-        "plan": plan,
-        "method": _METHODS.get(plan["method"], ""),
+        "plan": report.get("plan") or {"method": "", "settings": {}},
         "verdict": facts.verdict(report),
         "main": facts.main_results(report),
         "results": facts.result_rows(report),
-        "directions": facts.directions(report),
         "needs_checkpoint": facts.needs_checkpoint(report),
         "widths": {row["bits"] for row in report.get("layers", ())},
         "rest": facts.REST in facts.size_parts(report)["quantized"],
@@ -206,24 +183,12 @@ def _facts(report: dict) -> dict:
             for test in report["tests"]
             for label, *cells in speed_rows(test)
         ],
-        "num_bytes": sum(file["num_bytes"] for file in files),
-        "float_num_bytes": sum(file["float_num_bytes"] for file in files),
-        "clipping": facts.clipping_rows(report),
+        "clipping": facts.most_clipped(report["clipping"]),
         "coverage": facts.coverage_rows(report),
         "search_lines": search_lines(search),
         "cost": None if cost is None else cost_line(cost),
         "weights": None if weights is None else weights_line(weights),
-        "int8": _int8(report.get("runtime")),
     }
-
-
-def _int8(runtime) -> list[dict]:
-    """Return the layers planned for int8 that did not run in int8."""
-    return [
-        row
-        for row in (runtime or {}).get("layers", ())
-        if row["planned_int8"] and row["precision"] != "int8"
-    ]
 
 
 def _inline(picture) -> Markup:

@@ -9,8 +9,11 @@ from speechbrain_stablequant.core.format import times_as_fast
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
+    chart,
+    color_legend,
     label_names,
     styled,
+    write_beside,
 )
 
 __all__ = ["sizes_figure", "speed_figure"]
@@ -41,8 +44,7 @@ def sizes_figure(sizes: Mapping[str, Mapping[str, int]]) -> Figure:
     matplotlib.figure.Figure
         The figure.
     """
-    figure = Figure(figsize=(7.2, 1.75), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = chart(7.2, 1.75)
     bare(axes)
     largest = max(sum(parts.values()) for parts in sizes.values()) or 1
     for place, parts in enumerate(sizes.values()):
@@ -52,12 +54,8 @@ def sizes_figure(sizes: Mapping[str, Mapping[str, int]]) -> Figure:
     axes.set_xlim(0, largest / 1e6 * 1.2)
     has_rest = all("buffers and header" in parts for parts in sizes.values())
     axes.set_xlabel("MB, files" if has_rest else "MB, tensors of all modules")
-    shown = [p for p in _PARTS if any(s.get(p[0]) for s in sizes.values())]
-    handles = [axes.barh(0, 0, color=COLORS[color]) for _, color, _ in shown]
-    figure.legend(
-        handles, [name for name, _, _ in shown], loc="outside upper left",
-        ncols=5, frameon=False, handlelength=1, columnspacing=1.2,
-    )  # fmt: skip
+    used = [p for p in _PARTS if any(s.get(p[0]) for s in sizes.values())]
+    color_legend(figure, {name: color for name, color, _ in used})
     return figure
 
 
@@ -77,10 +75,7 @@ def _draw_parts(axes, place: int, parts, largest: int) -> None:
                 ha="center", va="center", fontsize=8, color=COLORS[ink],
             )  # fmt: skip
         start += value
-    axes.annotate(
-        f"{start / 1e6:.3f} MB", (start / 1e6, place), xytext=(5, 0),
-        textcoords="offset points", va="center", fontsize=8,
-    )  # fmt: skip
+    write_beside(axes, f"{start / 1e6:.3f} MB", start / 1e6, place)
 
 
 @styled()
@@ -102,10 +97,7 @@ def speed_figure(
     matplotlib.figure.Figure
         The figure.
     """
-    figure = Figure(
-        figsize=(7.2, 0.85 + 0.55 * len(rows)), layout="constrained"
-    )
-    axes = figure.add_subplot()
+    figure, axes = chart(7.2, 0.85 + 0.55 * len(rows))
     bare(axes)
     largest = max(value for _, *pair in rows for value in pair if value)
     for place, (_, before, after) in enumerate(rows):
@@ -119,11 +111,7 @@ def speed_figure(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, largest * 1.3)
     axes.set_xlabel(label)
-    handles = [axes.barh(0, 0, color=COLORS[c]) for c in ("grey", "blue")]
-    figure.legend(
-        handles, ["float", "quantized"], loc="outside upper left", ncols=2,
-        frameon=False, handlelength=1, columnspacing=1.4,
-    )  # fmt: skip
+    color_legend(figure, {"float": "grey", "quantized": "blue"})
     return figure
 
 
@@ -131,7 +119,4 @@ def _draw_time(axes, place: float, value, color: str, note: str) -> None:
     if value is None:
         return
     axes.barh(place, value, 0.36, color=COLORS[color], gid=f"bar-{color}")
-    axes.annotate(
-        f"{value:.4g}{note}", (value, place), xytext=(5, 0),
-        textcoords="offset points", va="center", fontsize=8,
-    )  # fmt: skip
+    write_beside(axes, f"{value:.4g}{note}", value, place)

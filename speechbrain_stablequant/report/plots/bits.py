@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
-    bare,
-    draw_bytes,
-    label_names,
+    map_and_bytes,
     styled,
 )
 
@@ -45,22 +41,10 @@ def bits_figure(rows: Sequence[dict], type_of) -> Figure:
     table = _grouped(rows, type_of if many else str)
     names = list(table)
     widths = sorted({row["bits"] for row in rows}, key=parse_bits)
-    height = 1.1 + 0.2 * max(len(names), 3)
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    ratios = [max(len(widths), 1) * 0.62, 2.6]
-    cells, bars = figure.subplots(
-        1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
-    )
-    for axes in (cells, bars):
-        bare(axes)
-        axes.xaxis.tick_top()
-    cells.set_yticks(
-        np.arange(len(names)) + 0.5, label_names(names), fontsize=7
-    )
-    _draw_cells(cells, table, widths, with_counts=many)
     rows_of = [sum(found.values(), []) for found in table.values()]
-    draw_bytes(bars, rows_of, "quantized")
-    bars.xaxis.set_major_locator(MaxNLocator(4))
+    size = 7.2, 1.1 + 0.2 * max(len(names), 3)
+    figure, cells, _ = map_and_bytes(names, widths, rows_of, "quantized", size)
+    _draw_cells(cells, table, widths, with_counts=many)
     figure.legend(
         loc="outside lower right", ncols=2, frameon=False, handlelength=1
     )
@@ -93,8 +77,5 @@ def _draw_cells(axes, table, widths, with_counts: bool) -> None:
     axes.add_collection(
         PatchCollection(patches, facecolors=colors, linewidths=0, gid="widths")
     )
-    axes.set_xlim(0, max(len(widths), 1))
-    axes.set_ylim(len(table), 0)
-    axes.set_xticks(np.arange(len(widths)) + 0.5, widths, fontsize=8)
     axes.grid(axis="y", color=COLORS["light"], linewidth=0.5)
     axes.set_axisbelow(True)

@@ -22,6 +22,7 @@ from speechbrain_stablequant.core.format import (
 from speechbrain_stablequant.report.pareto import Front, FrontPoint
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
+    chart,
     power_label,
     styled,
 )
@@ -50,11 +51,9 @@ def front_figure(front: Front) -> Figure:
     matplotlib.figure.Figure
         The figure.
     """
-    wide = 9.4 if front.extra else 7.2
     # The legend names each extra point in two lines.
     high = max(4.4, 1.2 + 0.36 * len(front.extra))
-    figure = Figure(figsize=(wide, high), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = chart(9.4 if front.extra else 7.2, high)
     bottom, top = _limits(front)
     _draw_axes(axes, front, bottom, top)
     _draw_references(axes, front)
@@ -152,6 +151,7 @@ def _signed(change: float, _=None) -> str:
 
 def _draw_references(axes, front: Front) -> None:
     """Draw the float model and the budget."""
+    green = {"color": COLORS["green"], "linewidth": 1, "gid": "budget"}
     base = front.float_value
     if front.metric is not None and is_number(base):
         digits = decimals(base)
@@ -165,22 +165,11 @@ def _draw_references(axes, front: Front) -> None:
         )
         max_drop = front.budget.get("max_drop")
         if max_drop is not None:
-            axes.axhline(
-                base + max_drop,
-                color=COLORS["green"],
-                linewidth=1,
-                label=f"budget: max_drop {max_drop:g}",
-                gid="budget",
-            )
+            label = f"budget: max_drop {max_drop:g}"
+            axes.axhline(base + max_drop, label=label, **green)
     target = front.budget.get("target_size")
     if target is not None:
-        axes.axvline(
-            target,
-            color=COLORS["green"],
-            linewidth=1,
-            label=f"budget: target_size {target:g}",
-            gid="budget",
-        )
+        axes.axvline(target, label=f"budget: target_size {target:g}", **green)
 
 
 # -- points ------------------------------------------------------------------
@@ -221,21 +210,14 @@ def _draw_extra(axes, front: Front, top: float) -> None:
         text = f"{point.label}\n  {_rounded(point.ratio)}, "
         text += number(point.value, digits)
         if point.change is not None:
-            row = {"change": point.change, "low": point.low, "high": point.high}
-            text += f" ({interval(row, digits)})"
+            text += f" ({interval(vars(point), digits)})"
         color = _PALETTE[groups.index(point.group) % len(_PALETTE)]
         marker = _MARKERS[index % len(_MARKERS)]
         size = 90 if marker == "*" else 44
         _scatter(
-            axes,
-            [drawn[index]],
-            top,
-            COLORS[color],
-            marker,
-            size,
-            f"extra-{index}",
-            text,
-        )
+            axes, [drawn[index]], top, COLORS[color], marker, size,
+            f"extra-{index}", text,
+        )  # fmt: skip
 
 
 def _side_by_side(points: Sequence[FrontPoint]) -> list[float]:
@@ -265,14 +247,9 @@ def _staircase(axes, efficient: Sequence[FrontPoint], top: float) -> None:
     ratios = [p.ratio for p in efficient] + [axes.get_xlim()[1]]
     values = [p.value for p in efficient] + [efficient[-1].value]
     axes.step(
-        ratios,
-        values,
-        where="post",
-        color=COLORS["sky"],
-        linewidth=1,
-        zorder=1.5,
-        gid="staircase",
-    )
+        ratios, values, where="post", color=COLORS["sky"], linewidth=1,
+        zorder=1.5, gid="staircase",
+    )  # fmt: skip
 
 
 def _scatter(axes, points, top, color, marker, size, gid, label, bars=True):
@@ -280,30 +257,20 @@ def _scatter(axes, points, top, color, marker, size, gid, label, bars=True):
     inside = [p for p in points if p.value <= top]
     beyond = [p for p in points if p.value > top]
     for point in inside if bars else ():
-        if point.low is not None and point.high is not None:
+        if None not in (point.low, point.high):
+            ends = _end(point, point.low), _end(point, point.high)
             axes.vlines(
-                point.ratio,
-                _end(point, point.low),
-                _end(point, point.high),
-                color=color,
-                linewidth=1.2,
-                alpha=0.45,
+                point.ratio, *ends, color=color, linewidth=1.2, alpha=0.45,
                 zorder=2,
-            )
+            )  # fmt: skip
     if points:
         # Drawn even where empty: the legend names what lies beyond too.
         axes.scatter(
-            [p.ratio for p in inside],
-            [p.value for p in inside],
-            s=size,
-            color=color,
-            marker=marker,
-            edgecolor=COLORS["paper"],
-            linewidth=0.6,
-            zorder=4 if marker == "*" else 3,
-            label=label,
+            [p.ratio for p in inside], [p.value for p in inside], s=size,
+            color=color, marker=marker, edgecolor=COLORS["paper"],
+            linewidth=0.6, zorder=4 if marker == "*" else 3, label=label,
             gid=gid,
-        )
+        )  # fmt: skip
     edge = axes.get_xaxis_transform()
     for point in beyond:
         axes.scatter(

@@ -1,5 +1,6 @@
 """Histograms of activations, with the ranges that were chosen."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,8 +10,10 @@ from matplotlib.figure import Figure
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
+    chart,
     label_names,
     styled,
+    write_beside,
 )
 from speechbrain_stablequant.report.rows import cut_text
 
@@ -40,11 +43,8 @@ def histograms_figure(rows: Sequence[dict], title: str = "") -> Figure:
     matplotlib.figure.Figure
         The figure.
     """
-    figure = Figure(
-        figsize=(7.2, 0.75 + 0.31 * max(len(rows), 2)), layout="constrained"
-    )
     # One axes for all: laying out an axes for each would take seconds.
-    axes = figure.add_subplot()
+    figure, axes = chart(7.2, 0.75 + 0.31 * max(len(rows), 2))
     bare(axes)
     axes.set_xlim(-1.02, 1.02)
     axes.set_ylim(len(rows) + 0.05, -0.05)
@@ -57,9 +57,8 @@ def histograms_figure(rows: Sequence[dict], title: str = "") -> Figure:
     _draw_counts(axes, rows)
     _draw_ranges(axes, rows)
     for place, row in enumerate(rows):
-        axes.annotate(
-            _note(row), (1.02, place + 0.62), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=7,
+        write_beside(
+            axes, _note(row), 1.02, place + 0.62, fontsize=7,
             annotation_clip=False,
             color=COLORS["red" if row["percentile"] < 100 else "ink"],
         )  # fmt: skip
@@ -68,9 +67,7 @@ def histograms_figure(rows: Sequence[dict], title: str = "") -> Figure:
 
 
 def _labels(rows) -> list[str]:
-    slots: dict[str, int] = {}
-    for row in rows:
-        slots[row["layer"]] = slots.get(row["layer"], 0) + 1
+    slots = Counter(row["layer"] for row in rows)
     names = label_names([row["layer"] for row in rows], most=46)
     return [
         name
@@ -116,16 +113,15 @@ def _draw_counts(axes, rows) -> None:
         for part, found in ((kept, inside), (~kept, outside)):
             if part.any():
                 found.append(_steps(edges, heights * part, bottom))
-    axes.add_collection(
-        PolyCollection(
-            inside, facecolors=COLORS["sky"], linewidths=0, gid="kept"
+    for found, color, gid in (
+        (inside, "sky", "kept"),
+        (outside, "red", "clipped"),
+    ):
+        axes.add_collection(
+            PolyCollection(
+                found, facecolors=COLORS[color], linewidths=0, gid=gid
+            )
         )
-    )
-    axes.add_collection(
-        PolyCollection(
-            outside, facecolors=COLORS["red"], linewidths=0, gid="clipped"
-        )
-    )
 
 
 def _steps(edges, heights, bottom: float) -> np.ndarray:

@@ -15,13 +15,18 @@ from matplotlib.ticker import FuncFormatter
 
 from speechbrain_stablequant.core.bit_width import parse_bits
 from speechbrain_stablequant.core.format import is_number
+from speechbrain_stablequant.report.mixed_precision import (
+    sensitivity_by_layer,
+)
 from speechbrain_stablequant.report.plots.style import (
     COLORS,
     bare,
-    draw_bytes,
+    chart,
     label_names,
+    map_and_bytes,
     power_label,
     styled,
+    write_beside,
 )
 from speechbrain_stablequant.report.rows import cut_text
 
@@ -57,18 +62,15 @@ def sensitivity_figure(
     matplotlib.figure.Figure
         The figure.
     """
-    cells: dict[str, dict[str, dict]] = {}
-    for row in search["sensitivity"]:
-        cells.setdefault(row["layer"], {})[row["bits"]] = row
+    cells = sensitivity_by_layer(search)
     names = _most_sensitive(cells)
     widths = {bits for name in names for bits in cells[name]}
     widths |= {chosen[name] for name in names}
     ordered = sorted(widths, key=parse_bits)
-    height = 1.5 + 0.19 * max(len(names), 4)
-    figure = Figure(figsize=(8.4, height), layout="constrained")
-    ratios = [max(len(ordered), 1) * 0.62, 2.2]
-    heat, bars = figure.subplots(
-        1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
+    own = [[r for r in layers if r["layer"] == name] for name in names]
+    size = 8.4, 1.5 + 0.19 * max(len(names), 4)
+    figure, heat, bars = map_and_bytes(
+        names, ordered, own, "plan (framed)", size
     )
     shown = "layers"
     if len(names) < len(cells):
@@ -82,8 +84,6 @@ def sensitivity_figure(
     _draw_changes(heat, mesh, cells, names, ordered)
     _draw_scale(figure, heat, mesh, search["metric"])
     _draw_chosen(heat, chosen, names, ordered)
-    own = {name: [r for r in layers if r["layer"] == name] for name in names}
-    draw_bytes(bars, own.values(), "plan (framed)")
     bars.legend(loc="upper left", bbox_to_anchor=(0, 0))
     return figure
 
@@ -109,17 +109,17 @@ def _finite(value: Optional[float]) -> float:
 
 def _draw_cells(axes, cells, names, widths):
     """Draw the distances, on a scale of powers of ten, and return them."""
-    distances = np.zeros((len(names), len(widths)))
-    for i, name in enumerate(names):
-        for j, bits in enumerate(widths):
-            row = cells[name].get(bits)
-            if row is not None:
-                distances[i, j] = _finite(row["distance"])
+    distances = [
+        _finite(cells[name].get(bits, {}).get("distance"))
+        for name in names
+        for bits in widths
+    ]
     masked = np.ma.masked_less_equal(distances, 0)
+    masked = masked.reshape(len(names), len(widths))
     low, high = 1e-7, 1.0
     if masked.count():
         low, high = float(masked.min()), float(masked.max())
-    mesh = axes.pcolormesh(
+    return axes.pcolormesh(
         masked,
         cmap="YlOrRd",
         norm=LogNorm(max(low, high * 1e-7), max(high, low * 1.01)),
@@ -127,13 +127,6 @@ def _draw_cells(axes, cells, names, widths):
         linewidth=0.8,
         gid="distances",
     )
-    axes.set_xlim(0, max(len(widths), 1))
-    axes.set_ylim(len(names), 0)
-    axes.set_xticks(np.arange(len(widths)) + 0.5, widths)
-    axes.set_yticks(np.arange(len(names)) + 0.5, label_names(names), fontsize=7)
-    axes.xaxis.tick_top()
-    bare(axes)
-    return mesh
 
 
 def _draw_changes(axes, mesh, cells, names, widths) -> None:
@@ -147,15 +140,10 @@ def _draw_changes(axes, mesh, cells, names, widths) -> None:
                 distance = max(_finite(row["distance"]), mesh.norm.vmin)
                 is_dark = mesh.norm(distance) > 0.65
                 axes.text(
-                    j + 0.5,
-                    i + 0.53,
-                    f"{row['change']:+.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
+                    j + 0.5, i + 0.53, f"{row['change']:+.2f}", ha="center",
+                    va="center", fontsize=6.5, gid="change",
                     color=COLORS["on_dark" if is_dark else "on_light"],
-                    gid="change",
-                )
+                )  # fmt: skip
 
 
 def _draw_scale(figure, axes, mesh, metric: Optional[str]) -> None:
@@ -172,17 +160,12 @@ def _draw_scale(figure, axes, mesh, metric: Optional[str]) -> None:
 
 def _draw_chosen(axes, chosen, names, widths) -> None:
     for i, name in enumerate(names):
-        axes.add_patch(
-            Rectangle(
-                (widths.index(chosen[name]) + 0.05, i + 0.08),
-                0.9,
-                0.84,
-                fill=False,
-                edgecolor=COLORS["frame"],
-                linewidth=1.4,
-                gid="plan",
-            )
-        )
+        corner = widths.index(chosen[name]) + 0.05, i + 0.08
+        frame = Rectangle(
+            corner, 0.9, 0.84, fill=False, edgecolor=COLORS["frame"],
+            linewidth=1.4, gid="plan",
+        )  # fmt: skip
+        axes.add_patch(frame)
 
 
 # -- units -------------------------------------------------------------------
@@ -208,17 +191,14 @@ def units_figure(
     matplotlib.figure.Figure
         The figure.
     """
-    rows = _shown(search["sensitivity"])
-    names = list(rows)
-    figure = Figure(
-        figsize=(7.2, 1.1 + 0.2 * max(len(names), 3)), layout="constrained"
-    )
-    axes = figure.add_subplot()
+    rows = search["sensitivity"]
+    names = _most_sensitive_units(rows)
+    figure, axes = chart(7.2, 1.1 + 0.2 * max(len(names), 3))
     bare(axes)
     places = np.arange(len(names))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(places, label_names(names), fontsize=7)
-    reach = _reach(rows.values(), threshold)
+    reach = _reach([rows[name] for name in names], threshold)
     axes.set_xlim(-reach[0], reach[1])
     axes.grid(axis="x", color=COLORS["light"], linewidth=0.6)
     axes.set_axisbelow(True)
@@ -229,7 +209,9 @@ def units_figure(
             gid="threshold",
         )  # fmt: skip
     for place, name in enumerate(names):
-        _draw_unit(axes, place, rows[name], _note(search, name), reach)
+        cut = search["percentiles"].get(name)
+        note = "" if cut is None else f", {cut_text(cut['chosen'])}"
+        _draw_unit(axes, place, rows[name], note, reach)
     metric = (search.get("joint") or {}).get("metric") or "metric"
     what = f"{metric}, {unit}" if unit else metric
     axes.set_xlabel(f"change of {what}, 95 % interval")
@@ -246,21 +228,19 @@ def _title(shown: int, count: int, threshold: Optional[float]) -> str:
     return title
 
 
-def _shown(rows: Mapping[str, dict]) -> dict[str, dict]:
-    """Return the rows to draw, in the order of the model."""
+def _most_sensitive_units(rows: Mapping[str, dict]) -> list[str]:
+    """Return the search units to draw, in the order of the model."""
 
     def sensitivity(name: str) -> tuple:
         change = rows[name]["change"]
         known = is_number(change)
         return rows[name]["flagged"], not known, change if known else 0.0
 
-    names = _largest(rows, sensitivity, _MOST_UNITS)
-    return {name: rows[name] for name in names}
+    return _largest(rows, sensitivity, _MOST_UNITS)
 
 
-def _reach(rows, threshold: Optional[float]) -> tuple[float, float]:
+def _reach(rows: list[dict], threshold: Optional[float]) -> tuple[float, float]:
     """Return the ends of the axis: one broken unit must not hide the rest."""
-    rows = list(rows)
     changes = [abs(r["change"]) for r in rows if is_number(r["change"])]
     ends = [
         abs(row[key]) for row in rows for key in ("low", "high")
@@ -274,13 +254,6 @@ def _reach(rows, threshold: Optional[float]) -> tuple[float, float]:
     lows += [-r["change"] for r in rows if is_number(r["change"])]
     left = max([*lows, 0.1 * right])
     return min(left * 1.05, right), right
-
-
-def _note(search: dict, name: str) -> str:
-    cut = search["percentiles"].get(name)
-    if cut is None:
-        return ""
-    return cut_text(cut["chosen"])
 
 
 def _draw_unit(axes, place: int, row: dict, note: str, reach) -> None:
@@ -300,9 +273,7 @@ def _draw_unit(axes, place: int, row: dict, note: str, reach) -> None:
         axes.hlines(
             place, *ends, color=COLORS["ink"], linewidth=0.9, gid="interval"
         )
-    axes.annotate(
-        f"{label}, {note}" if note else label, (right, place), xytext=(6, 0),
-        textcoords="offset points", va="center", fontsize=7,
-        color=color if row["flagged"] else COLORS["ink"],
-        annotation_clip=False,
+    write_beside(
+        axes, label + note, right, place, fontsize=7,
+        color=color if row["flagged"] else COLORS["ink"], annotation_clip=False,
     )  # fmt: skip

@@ -4,12 +4,15 @@ import contextlib
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
 import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from speechbrain_stablequant.report.colors import COLORS
@@ -17,12 +20,15 @@ from speechbrain_stablequant.report.colors import COLORS
 __all__ = [
     "COLORS",
     "bare",
-    "draw_bytes",
+    "chart",
+    "color_legend",
     "label_names",
+    "map_and_bytes",
     "power_label",
     "save_figure",
     "styled",
     "svg_text",
+    "write_beside",
 ]
 
 _STYLE = {
@@ -99,39 +105,88 @@ def svg_text(figure: Figure) -> str:
     return file.getvalue().decode("utf-8")
 
 
-def bare(axes) -> None:
+def chart(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure, size in inches, and its only axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def bare(axes: Axes) -> None:
     """Remove the frame and the ticks of axes with labelled rows."""
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def draw_bytes(axes, rows: Iterable[Sequence[dict]], label: str) -> None:
-    """Draw megabytes in float and as planned, below each other.
+def write_beside(axes: Axes, text: str, x: float, y: float, **look) -> None:
+    """Write to the right of a point, in the font size of such notes."""
+    axes.annotate(
+        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center",
+        **{"fontsize": 8, **look},
+    )  # fmt: skip
+
+
+def color_legend(figure: Figure, colors: Mapping[str, str]) -> None:
+    """Name colours in one row above a figure of bars: name to colour."""
+    figure.legend(
+        [Patch(color=COLORS[color]) for color in colors.values()],
+        list(colors), loc="outside upper left", ncols=len(colors),
+        frameon=False, handlelength=1, columnspacing=1.2,
+    )  # fmt: skip
+
+
+def map_and_bytes(
+    names: Sequence[str],
+    widths: Sequence[str],
+    rows: Iterable[Sequence[dict]],
+    label: str,
+    size: tuple[float, float],
+) -> tuple[Figure, Axes, Axes]:
+    """Return a figure with a map by layer and bit width, beside bars of bytes.
 
     Arguments
     ---------
-    axes : matplotlib.axes.Axes
-        What to draw on; a row is one unit of its vertical axis high.
+    names : sequence of str
+        The layers (or types of layers), a row each.
+    widths : sequence of str
+        The bit widths, a column each.
     rows : iterable of sequences of dict
-        For each bar the ``layers`` of a report whose bytes add up to it.
+        For each name the ``layers`` of a report whose bytes add up to its bar.
     label : str
         What the legend calls the bytes as planned.
+    size : tuple of float
+        Of the figure, in inches.
+
+    Returns
+    -------
+    tuple
+        The figure, the axes of the map (still empty, cells of one by one) and
+        those of the bars (megabytes in float, and as planned).
     """
+    figure = Figure(figsize=size, layout="constrained")
+    ratios = [max(len(widths), 1) * 0.62, 2.3]
+    cells, bars = figure.subplots(
+        1, 2, sharey=True, gridspec_kw={"width_ratios": ratios}
+    )
+    places = np.arange(len(names)) + 0.5
+    cells.set_xlim(0, max(len(widths), 1))
+    cells.set_ylim(len(names), 0)
+    cells.set_xticks(np.arange(len(widths)) + 0.5, widths)
+    cells.set_yticks(places, label_names(names), fontsize=7)
     rows = list(rows)
-    places = [place + 0.5 for place in range(len(rows))]
     for key, color, name in (
         ("float_num_bytes", "light", "float"),
         ("num_bytes", "blue", label),
     ):
         sizes = [sum(row[key] for row in found) / 1e6 for found in rows]
-        axes.barh(places, sizes, 0.72, color=COLORS[color], label=name)
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.tick_params(length=0, labelleft=False)
-    axes.xaxis.tick_top()
-    axes.set_title("MB, weights and scales", fontsize=9)
-    for side in ("right", "bottom"):
-        axes.spines[side].set_visible(False)
+        bars.barh(places, sizes, 0.72, color=COLORS[color], label=name)
+    bars.xaxis.set_major_locator(MaxNLocator(3))
+    bars.set_title("MB, weights and scales", fontsize=9)
+    for axes in (cells, bars):
+        bare(axes)
+        axes.xaxis.tick_top()
+    bars.tick_params(labelleft=False)
+    return figure, cells, bars
 
 
 def power_label(value: float, _=None) -> str:

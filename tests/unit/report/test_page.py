@@ -315,6 +315,8 @@ def test_metrics_without_a_known_direction_have_no_verdict(report):
     row["lower_is_better"] = False
     page = Page(fill_page(report, []))
     assert "badge worse" in {a.get("class") for a in page.named("span")}
+    assert "Higher is better for pesq." in page.text
+    assert "not known" not in page.text
 
 
 @pytest.mark.parametrize(
