@@ -65,7 +65,7 @@ _PARAMETERS = [
         "is_weight": bool,
     }
 ]
-_SCHEMAS = {
+_SCHEMAS: dict[str, Schema] = {
     "report": {
         "label": str,
         "tests": [_TEST],
