@@ -183,4 +183,4 @@ def load_quantized(
 
 def _num_bytes(module: nn.Module) -> int:
     tensors = [*module.parameters(), *module.buffers()]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.nbytes for t in tensors)

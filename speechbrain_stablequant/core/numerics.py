@@ -25,6 +25,7 @@ __all__ = [
     "quantize",
     "quantize_with",
     "range_to_scale",
+    "repeat_groups",
     "round_to_levels",
     "row_scales",
     "split_groups",
@@ -239,17 +240,29 @@ def dequantize(quantized: Quantized, scheme: QuantizationScheme):
     if scheme.is_float:
         return values.to(torch.float32)
     assert scale is not None  # integers always come with one
-    groups = scale.shape[1]
-    if groups > 1:
-        # Uneven last groups are covered by repeating scales, then cutting.
-        n, size = values.shape[1], scheme.group_size
-        scale = scale.repeat_interleave(size, dim=1)[:, :n]
-        if zero_point is not None:
-            zero_point = zero_point.repeat_interleave(size, dim=1)[:, :n]
+    count = values.shape[1]
     real = values.to(scale.dtype)
     if zero_point is not None:
+        zero_point = repeat_groups(zero_point, count, scheme)
         real = real - zero_point.to(scale.dtype)
-    return real * scale
+    return real * repeat_groups(scale, count, scheme)
+
+
+def repeat_groups(values: torch.Tensor, count: int, scheme) -> torch.Tensor:
+    """Repeat a value for each group so that it broadcasts to rows.
+
+    Arguments
+    ---------
+    values : torch.Tensor
+        (channels, groups), or (1, 1) per tensor: scales or zero points.
+    count : int
+        Values in a row; the last group may have fewer than the others.
+    scheme : QuantizationScheme
+        Scheme of the rows.
+    """
+    if values.shape[1] == 1:
+        return values
+    return values.repeat_interleave(scheme.group_size, dim=1)[:, :count]
 
 
 def fake_quantize(x, scale, zero_point, scheme):

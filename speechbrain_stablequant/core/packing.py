@@ -11,8 +11,6 @@ Ternary values go five to a byte, the first as the lowest digit of a number in
 base 3 (3**5 = 243 <= 256): 1.6 bits each. Bytes of 243 and more do not occur.
 """
 
-from typing import Union
-
 import numpy as np
 import torch
 
@@ -31,15 +29,15 @@ _TERNARY_CODES = 3**_TRITS
 _PLACES = 3 ** np.arange(_TRITS)
 
 
-def packed_words(count: int, scheme: Union[QuantizationScheme, int]) -> int:
+def packed_words(count: int, scheme: QuantizationScheme) -> int:
     """Return how many 32-bit words hold ``count`` values of a row.
 
     Arguments
     ---------
     count : int
         Number of values.
-    scheme : QuantizationScheme or int
-        Integer scheme, or a bit width.
+    scheme : QuantizationScheme
+        Integer scheme.
 
     Returns
     -------
@@ -48,13 +46,11 @@ def packed_words(count: int, scheme: Union[QuantizationScheme, int]) -> int:
 
     Example
     -------
-    >>> packed_words(320, 2)
+    >>> packed_words(320, QuantizationScheme(bits=2))
     20
     >>> packed_words(320, QuantizationScheme(bits=2, levels="ternary"))
     16
     """
-    if isinstance(scheme, int):
-        return -(-count * scheme // 32)
     if scheme.is_ternary:
         return -(-count // (4 * _TRITS))
     return -(-count * scheme.bits // 32)

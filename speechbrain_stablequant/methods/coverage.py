@@ -168,7 +168,7 @@ def cover(
 def _row(root, name, short, parameter, plan, settings, notes):
     module = root.get_submodule(name)
     full = f"{name}.{short}" if name else short
-    num_bytes = parameter.numel() * parameter.element_size()
+    num_bytes = parameter.nbytes
     cls = quantized_class(module)
     ours = cls is not None and short in cls.quantizable_weights(module)
     after, scales, by_request = num_bytes, 0, False

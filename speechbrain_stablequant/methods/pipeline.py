@@ -124,7 +124,11 @@ def make_plan(
     layers = _selected(conversion, settings)
     # Too small a coverage is known before the long part begins.
     _coverage(conversion, layers, settings).check(settings.min_coverage)
-    _check_data(settings, calibrate)
+    if settings.rounding != "nearest" and calibrate is None:
+        raise CalibrationError(
+            f"rounding: {settings.rounding} needs calibration data. Give some, "
+            "or set rounding: nearest."
+        )
     names = [name for name, _, _ in layers]
     context = SearchContext(
         conversion=conversion,
@@ -155,7 +159,11 @@ def _planned(
     """Search, round the weights and say what is covered."""
     conversion, settings = context.conversion, context.settings
     plan, report = _searched(context)
-    rounded = _rounded(conversion, plan, calibrate, settings, context.progress)
+    rounded = Rounded(plan, {}, {})
+    if settings.rounding != "nearest":
+        rounded = round_weights(
+            conversion, plan, calibrate, settings, context.progress
+        )
     for name, why in rounded.nearest.items():
         if why == UNREACHED and name not in unreached:
             unreached.append(name)
@@ -254,22 +262,6 @@ def _check_patterns(conversion: Conversion, settings: Settings) -> None:
                     f"{option}: '{pattern}' matches no layer."
                     + nearest(pattern, layers)
                 )
-
-
-def _check_data(settings: Settings, calibrate) -> None:
-    """Refuse to round by the error on data where there is none."""
-    if settings.rounding != "nearest" and calibrate is None:
-        raise CalibrationError(
-            f"rounding: {settings.rounding} needs calibration data. Give some, "
-            "or set rounding: nearest."
-        )
-
-
-def _rounded(conversion, plan, calibrate, settings, progress) -> Rounded:
-    """Round the weights of a plan; those to the nearest follow from it."""
-    if settings.rounding == "nearest":
-        return Rounded(plan, {}, {})
-    return round_weights(conversion, plan, calibrate, settings, progress)
 
 
 def _coverage(conversion, layers, settings) -> Coverage:

@@ -24,10 +24,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 from train_ctc import encode
 
-from speechbrain_stablequant.metrics.metric import (
-    Metric,
-    items_of,
-)
+from speechbrain_stablequant.metrics.metric import Metric, items_of
 
 logger = get_logger(__name__)
 

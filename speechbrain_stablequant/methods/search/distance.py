@@ -7,10 +7,12 @@ left.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import nn
+
+from speechbrain_stablequant.methods.search.prefix import tensors_in
 
 __all__ = ["OutputDistance"]
 
@@ -74,7 +76,8 @@ class OutputDistance:
         def hook(module, args, output):
             if self._mode == "off":
                 return
-            tensor = _first_float(output)
+            floats = (t for t in tensors_in(output) if t.is_floating_point())
+            tensor = next(floats, None)
             if tensor is None:
                 return
             if self._mode == "record":
@@ -86,9 +89,8 @@ class OutputDistance:
 
     def _keep(self, name: str, tensor: torch.Tensor) -> None:
         self._last = name
-        size = tensor.numel() * tensor.element_size()
-        if self._used + size <= self.num_bytes:
-            self._used += size
+        if self._used + tensor.nbytes <= self.num_bytes:
+            self._used += tensor.nbytes
             self._outputs.setdefault(name, []).append(tensor.detach().clone())
 
     def _add(self, tensor: torch.Tensor) -> None:
@@ -129,17 +131,3 @@ class OutputDistance:
             yield
         finally:
             self._mode = "off"
-
-
-def _first_float(output: Any) -> Optional[torch.Tensor]:
-    """Return the first floating-point tensor in a nested output."""
-    if isinstance(output, torch.Tensor):
-        return output if output.is_floating_point() else None
-    if isinstance(output, dict):
-        output = tuple(output.values())
-    if isinstance(output, (tuple, list)):
-        for item in output:
-            found = _first_float(item)
-            if found is not None:
-                return found
-    return None

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from speechbrain_stablequant.core.pareto import is_dominated
-from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
+from speechbrain_stablequant.core.plan import LayerPlan
 from speechbrain_stablequant.methods.search.allocation import Allocator
-from speechbrain_stablequant.methods.search.journal import fingerprint
 from speechbrain_stablequant.methods.search.runner import (
     FLOAT,
     Candidate,
@@ -116,11 +115,10 @@ class JointPlans:
         """Measure plans that were not measured before; return all."""
         keys = [tuple(sorted(choice.items())) for choice in choices]
         new = {k: c for k, c in zip(keys, choices) if k not in self._measured}
-        candidates = {}
-        for key, choice in new.items():
-            layers = self.layers(choice)
-            digest = fingerprint(QuantizationPlan(layers).to_dict())
-            candidates[key] = Candidate(f"joint {digest}", None, layers)
+        candidates = {
+            key: Candidate.joint(self.layers(choice))
+            for key, choice in new.items()
+        }
         if candidates:
             unique = {c.name: c for c in candidates.values()}
             items = self.runner.run(title, list(unique.values()), self.indices)

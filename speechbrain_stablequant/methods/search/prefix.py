@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import nn
 
-__all__ = ["PrefixCache"]
+__all__ = ["PrefixCache", "tensors_in"]
 
 
 class _Call(NamedTuple):
@@ -23,16 +23,16 @@ class _Call(NamedTuple):
     seconds: float
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Yield all tensors in nested tuples, lists, dicts and model outputs."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _versions(value: Any) -> tuple:
@@ -41,7 +41,7 @@ def _versions(value: Any) -> tuple:
     Comparing it with an earlier count tells whether a kept output still has
     its values, at no cost; inference tensors are not counted.
     """
-    return tuple(t._version for t in _tensors(value) if not t.is_inference())
+    return tuple(t._version for t in tensors_in(value) if not t.is_inference())
 
 
 def _is_plain(value: Any) -> bool:
@@ -127,7 +127,7 @@ class PrefixCache:
         start = time.perf_counter()
         output = live(module, *args, **kwargs)
         seconds = time.perf_counter() - start
-        size = sum(t.numel() * t.element_size() for t in _tensors(output))
+        size = sum(t.nbytes for t in tensors_in(output))
         keep = (
             self._used + size <= self.num_bytes
             and _is_plain(given)

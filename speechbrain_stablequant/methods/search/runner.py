@@ -8,9 +8,10 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_stablequant.core import distributed
-from speechbrain_stablequant.core.plan import LayerPlan
+from speechbrain_stablequant.core.plan import LayerPlan, QuantizationPlan
 from speechbrain_stablequant.methods.search.context import SearchContext
 from speechbrain_stablequant.methods.search.distance import OutputDistance
+from speechbrain_stablequant.methods.search.journal import fingerprint
 from speechbrain_stablequant.methods.search.prefix import PrefixCache
 from speechbrain_stablequant.metrics.metric import Interval, Item
 
@@ -38,6 +39,12 @@ class Candidate:
     name: str
     block: Optional[str]
     layers: Mapping[str, LayerPlan]
+
+    @classmethod
+    def joint(cls, layers: Mapping[str, LayerPlan]) -> "Candidate":
+        """Return a plan as a whole, named by its content for the journal."""
+        digest = fingerprint(QuantizationPlan(layers).to_dict())
+        return cls(f"joint {digest}", None, layers)
 
 
 @dataclass
@@ -210,7 +217,10 @@ class CandidateRunner:
                 with distance.compare():
                     items = self._evaluate(candidate, batch, cache)
                 if self.distances:
-                    self._put_distance(candidate.name, index, distance)
+                    context.journal.put(
+                        _key(f"{DISTANCE} {candidate.name}", index),
+                        [Item(DISTANCE, distance.error, distance.power)],
+                    )
                 context.journal.put(_key(candidate.name, index), items)
                 live = cache.live_fraction(candidate.block)
                 self._count(1 / batches, live)
@@ -226,10 +236,6 @@ class CandidateRunner:
                 return self.context.evaluator.evaluate(batch)
         finally:
             conversion.dequantize(candidate.layers)
-
-    def _put_distance(self, name, index, distance: OutputDistance) -> None:
-        item = Item(DISTANCE, distance.error, distance.power)
-        self.context.journal.put(_key(f"{DISTANCE} {name}", index), [item])
 
     def _count(self, passes: float, live: float) -> None:
         self.cost.evaluations += 1

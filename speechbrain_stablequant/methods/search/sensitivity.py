@@ -75,10 +75,8 @@ class ModelSizes:
 
     def __init__(self, conversion: Conversion):
         self.conversion = conversion
-        self.float_num_bytes = sum(
-            t.numel() * t.element_size()
-            for t in conversion.root.state_dict().values()
-        )
+        tensors = conversion.root.state_dict().values()
+        self.float_num_bytes = sum(tensor.nbytes for tensor in tensors)
 
     def of_layer(self, name: str, plan: Optional[LayerPlan]) -> int:
         """Return the size of a layer's weights, in bytes."""
@@ -86,7 +84,7 @@ class ModelSizes:
         cls = quantized_class(module)
         weights = cls.quantizable_weights(module)
         if plan is None:
-            return sum(w.numel() * w.element_size() for w in weights.values())
+            return sum(w.nbytes for w in weights.values())
         header = len(QuantizationPlan({name: plan}).to_json(indent=None))
         return header + sum(
             packed_num_bytes(
@@ -138,7 +136,11 @@ def measure_layers(
         By layer, its options. A layer that the output does not depend on has
         one option only, the bit widths of the settings.
     """
-    options = {name: _options(context, sizes, name) for name in context.layers}
+    widths = dict.fromkeys(map(str, context.settings.candidates))
+    options = {
+        name: [_option(context, sizes, name, bits) for bits in widths]
+        for name in context.layers
+    }
     blocks = outermost_layers(context.layers)
     candidates = [
         Candidate(_key(o), blocks[o.layer], {o.layer: o.plan})
@@ -163,13 +165,6 @@ def measure_layers(
         for name, choices in options.items()
     }
     return _without_idle_float_inputs(found)
-
-
-def _options(context, sizes, name: str) -> list[LayerOption]:
-    return [
-        _option(context, sizes, name, str(bits))
-        for bits in dict.fromkeys(map(str, context.settings.candidates))
-    ]
 
 
 def _option(context, sizes, name, bits, widths=None) -> LayerOption:

@@ -30,7 +30,6 @@ from speechbrain_stablequant.methods.search.context import (
     SearchContext,
     SearchResult,
 )
-from speechbrain_stablequant.methods.search.journal import fingerprint
 from speechbrain_stablequant.methods.search.runner import (
     FLOAT,
     Candidate,
@@ -243,7 +242,7 @@ class _Search:
 
     def joint(self, layers: dict[str, LayerPlan]) -> Optional[dict]:
         """Score the plan as a whole on the search set."""
-        candidate = Candidate(f"joint {_digest(layers)}", None, layers)
+        candidate = Candidate.joint(layers)
         items = self.runner.run(
             "Joint plan", [candidate], self.subset + self.rest
         )
@@ -254,9 +253,3 @@ class _Search:
             "quantized": metric.value(items[candidate.name]),
             **self.runner.change(items, candidate.name).to_dict(),
         }
-
-
-def _digest(layers) -> str:
-    """Name a joint plan by its cut-offs, for the journal."""
-    plan = QuantizationPlan(layers)
-    return fingerprint(plan.to_dict())

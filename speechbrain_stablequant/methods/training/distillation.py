@@ -62,12 +62,11 @@ def find_blocks(root: nn.Module, layers: list[str], patterns=()) -> list[str]:
         if len({type(child) for child in module}) == 1:
             prefix = f"{name}." if name else ""
             elements = [f"{prefix}{i}" for i in range(len(module))]
-            found += [e for e in elements if _count(layers, e) > 1]
+            for element in elements:
+                inside = [n for n in layers if n.startswith(f"{element}.")]
+                if len(inside) > 1:
+                    found.append(element)
     return found
-
-
-def _count(layers: list[str], block: str) -> int:
-    return sum(layer.startswith(f"{block}.") for layer in layers)
 
 
 def find_output(

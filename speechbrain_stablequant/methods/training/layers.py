@@ -8,6 +8,7 @@ attention that is decomposed, wrappers) holds in training too, and the
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from speechbrain_stablequant.core.numerics import (
     Quantized,
     quantize_with,
+    repeat_groups,
     row_scales,
     split_groups,
 )
@@ -38,8 +40,6 @@ __all__ = [
     "trained_weights",
 ]
 
-_DERIVED: dict[type, type] = {}
-
 
 class TrainableLayer:
     """Mixin of layers in training; comes before a quantized class.
@@ -61,7 +61,7 @@ class TrainableLayer:
         count = rows.numel() // log_step.numel()
         learned = fake_quantize_learned(
             rows,
-            spread(log_step, rows.shape[1], scheme),
+            repeat_groups(log_step, rows.shape[1], scheme),
             scheme,
             gradient_scale=step_gradient_scale(count, scheme),
         )
@@ -104,24 +104,6 @@ def centred(rows: torch.Tensor, scheme) -> torch.Tensor:
     return rows - rows.mean(1, keepdim=True) if scheme.is_binary else rows
 
 
-def spread(steps: torch.Tensor, count: int, scheme) -> torch.Tensor:
-    """Repeat values of groups so that they broadcast to rows.
-
-    Arguments
-    ---------
-    steps : torch.Tensor
-        (channels, groups), or (1, 1) per tensor.
-    count : int
-        Values in a row.
-    scheme : QuantizationScheme
-        Scheme of the rows.
-    """
-    if steps.shape[1] == 1:
-        return steps
-    size = scheme.group_size
-    return steps.repeat_interleave(size, dim=1)[:, :count]
-
-
 def make_trainable(module: nn.Module, plan: LayerPlan) -> None:
     """Turn a float layer into one in training, in place.
 
@@ -140,11 +122,10 @@ def make_trainable(module: nn.Module, plan: LayerPlan) -> None:
     _set_inputs(module, plan)
 
 
+@functools.cache  # layers of one quantized class share one class
 def _trainable_class(cls: type) -> type:
-    if cls not in _DERIVED:
-        name = cls.__name__.replace("Quantized", "Trainable")
-        _DERIVED[cls] = type(name, (TrainableLayer, cls), {})
-    return _DERIVED[cls]
+    name = cls.__name__.replace("Quantized", "Trainable")
+    return type(name, (TrainableLayer, cls), {})
 
 
 def _set_inputs(module: nn.Module, plan: LayerPlan) -> None:
@@ -265,7 +246,7 @@ def trained_weights(layer: QuantizedModule) -> dict[str, Quantized]:
         weight = layer._parameters[name].detach()
         rows = centred(type(layer).to_rows(layer, name, weight), scheme)
         scale = layer._parameters[f"{name}_log_step"].detach().exp()
-        steps = spread(scale, rows.shape[1], scheme)
+        steps = repeat_groups(scale, rows.shape[1], scheme)
         values = quantize_with(rows, steps, None, scheme)
         found[name] = Quantized(values, scale.clone(), None)
     return found

@@ -7,6 +7,7 @@ ours, a distillation loss is added, and checkpoints go to a folder of their own.
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -177,7 +178,7 @@ class TrainingLoop:
             "init_optimizers": self._init_optimizers,
         }
         for name, wrapper in wrapped.items():
-            setattr(brain, name, _bound(wrapper, getattr(brain, name)))
+            setattr(brain, name, partial(wrapper, getattr(brain, name)))
         for name, module in as_module_dict(dict(brain.modules)).items():
             brain.modules[name] = module
         hparams = vars(brain.hparams)
@@ -296,13 +297,6 @@ class TrainingLoop:
         loader.load_checkpoint(found)
         meta = {k: v for k, v in found.meta.items() if k != "unixtime"}
         return {"checkpoint": found.path.name, "meta": meta}
-
-
-def _bound(wrapper: Callable, function: Callable) -> Callable:
-    def call(*args, **kwargs):
-        return wrapper(function, *args, **kwargs)
-
-    return call
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """From embeddings to the scores of trials."""
 
+import functools
 from dataclasses import dataclass
 from typing import Optional
 
@@ -98,14 +99,12 @@ class CosineBackend:
     def uses(self, key: str) -> bool:
         """Return whether an utterance (canonical id) has any part in this."""
         return key in self.trials or (
-            self.score_norm is not None and key in self._cohort_set()
+            self.score_norm is not None and key in self._cohort_set
         )
 
-    def _cohort_set(self) -> frozenset:
-        found = vars(self).get("_known")
-        if found is None:
-            found = vars(self)["_known"] = frozenset(self.cohort)
-        return found
+    @functools.cached_property
+    def _cohort_set(self) -> frozenset[str]:
+        return frozenset(self.cohort)
 
     def score(
         self, keys: tuple[str, ...], embeddings: np.ndarray
@@ -156,7 +155,7 @@ class CosineBackend:
         return pairs, scores.astype(np.float32)
 
     def _statistics(self, keys, embeddings, units, pairs) -> CohortStatistics:
-        wanted = self._cohort_set()
+        wanted = self._cohort_set
         present = [i for i, key in enumerate(keys) if key in wanted]
         if len(present) < 2:
             raise StableQuantError(

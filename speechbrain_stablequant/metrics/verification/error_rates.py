@@ -95,11 +95,9 @@ class SortedTrials:
     def eer(self, weights=None) -> np.ndarray:
         """Return the equal error rate of each weighting, as fractions."""
         rejected, accepted = self.error_rates(weights)
-        best = _balanced(rejected, accepted)[None]
-        return (
-            np.take_along_axis(accepted, best, 0)[0].astype(np.float64)
-            + np.take_along_axis(rejected, best, 0)[0]
-        ) / 2
+        best = _balanced(rejected, accepted)
+        accepted = _at(accepted, best).astype(np.float64)
+        return (accepted + _at(rejected, best)) / 2
 
     def min_dcf(
         self, weights=None, c_miss=1.0, c_fa=1.0, p_target=0.01
@@ -260,6 +258,11 @@ def _fraction(part, whole) -> np.ndarray:
         return np.asarray(part, np.float32) / np.asarray(whole, np.float32)
 
 
+def _at(rates: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the rate of each draw at a threshold of its own."""
+    return np.take_along_axis(rates, thresholds[None], 0)[0]
+
+
 def _narrow(first, second) -> np.ndarray:
     return np.abs(second - first)
 
@@ -275,13 +278,8 @@ def _balanced(rejected, accepted) -> np.ndarray:
     """
     crossing = np.count_nonzero(accepted > rejected, axis=0)
     before = np.maximum(crossing - 1, 0)
-    right = [
-        np.take_along_axis(r, crossing[None], 0)[0]
-        for r in (rejected, accepted)
-    ]
-    left = [
-        np.take_along_axis(r, before[None], 0)[0] for r in (rejected, accepted)
-    ]
+    right = [_at(rates, crossing) for rates in (rejected, accepted)]
+    left = [_at(rates, before) for rates in (rejected, accepted)]
     # SpeechBrain compares a difference that float32 has rounded with one that
     # it has not, which decides when both are equally near.
     return np.where(_narrow(*right) < _wide(*left), crossing, before)

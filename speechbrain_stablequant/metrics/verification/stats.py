@@ -1,5 +1,6 @@
 """A metric object of SpeechBrain's kind for speaker verification."""
 
+import functools
 import os
 from typing import Callable, Optional
 
@@ -89,23 +90,19 @@ class VerificationStats(MetricStats):
         check_score_norm(score_norm, cohort is not None, cohort_size)
         self._trials, self._cohort, self._speaker = trials, cohort, speaker
         self.score_norm, self.cohort_size = score_norm, cohort_size
-        self._backend: Optional[CosineBackend] = None
         self.clear()
 
-    @property
+    @functools.cached_property
     def backend(self) -> CosineBackend:
         """What scores the trials; reads their file when first asked."""
-        if self._backend is None:
-            read = isinstance(self._trials, (str, os.PathLike))
-            make = Trials.read if read else Trials
-            cohort = read_ids(self._cohort) if self.score_norm else ()
-            self._backend = CosineBackend(
-                make(self._trials, speaker=self._speaker),
-                self.score_norm,
-                cohort,
-                self.cohort_size,
-            )
-        return self._backend
+        read = isinstance(self._trials, (str, os.PathLike))
+        make = Trials.read if read else Trials
+        return CosineBackend(
+            make(self._trials, speaker=self._speaker),
+            self.score_norm,
+            read_ids(self._cohort) if self.score_norm else (),
+            self.cohort_size,
+        )
 
     def clear(self):
         """Forget all embeddings and scores."""

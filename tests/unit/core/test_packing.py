@@ -108,8 +108,7 @@ def test_bytes_that_are_no_ternary_digits_are_refused(byte, place):
 
 def test_ternary_values_take_four_fifths_of_two_bits():
     assert packed_words(768, TERNARY) == 39
-    assert packed_words(768, QuantizationScheme(2)) == packed_words(768, 2)
-    assert packed_words(768, 2) == 48
+    assert packed_words(768, QuantizationScheme(2)) == 48
 
 
 def pack_to_int32(values, bits):

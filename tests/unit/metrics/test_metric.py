@@ -6,11 +6,7 @@ import pytest
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_stablequant.errors import StableQuantError
-from speechbrain_stablequant.metrics.metric import (
-    Item,
-    Metric,
-    items_of,
-)
+from speechbrain_stablequant.metrics.metric import Item, Metric, items_of
 
 
 def items(errors, weight=10):

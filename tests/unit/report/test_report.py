@@ -9,10 +9,7 @@ import pytest
 import torch
 from speechbrain.utils.metric_stats import MetricStats
 
-from speechbrain_stablequant.metrics.metric import (
-    Item,
-    Metric,
-)
+from speechbrain_stablequant.metrics.metric import Item, Metric
 from speechbrain_stablequant.recipe.evaluator import find_metrics
 from speechbrain_stablequant.report import Report, TestResult
 from tests.unit.report.helpers import planned, search_report, with_statistics
