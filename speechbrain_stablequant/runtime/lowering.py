@@ -7,8 +7,8 @@ its scales; an activation is fake-quantized to all 256 levels, because OpenVINO
 is inexact with 255; one of fewer bits is clipped to its range before.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Callable, NamedTuple, Optional
 
 import torch
@@ -28,6 +28,7 @@ from speechbrain_stablequant.layers import (
     QuantizedMultiheadAttention,
     QuantizedRNN,
 )
+from speechbrain_stablequant.runtime.attributes import replaced
 
 __all__ = ["Constant", "Lowering", "lowered", "planned_int8"]
 
@@ -278,8 +279,7 @@ class _LoweredWeights(Mapping):
         return [self.lowering.weight(chunk) for chunk in chunks]
 
 
-@contextlib.contextmanager
-def lowered(root: nn.Module, lowering: Lowering) -> Iterator[None]:
+def lowered(root: nn.Module, lowering: Lowering) -> AbstractContextManager:
     """Lower the quantized layers of a module inside a ``with`` block.
 
     Arguments
@@ -289,17 +289,15 @@ def lowered(root: nn.Module, lowering: Lowering) -> Iterator[None]:
     lowering : Lowering
         How weights and inputs are expressed.
     """
-    layers = [m for m in root.modules() if isinstance(m, QuantizedModule)]
-    before = [layer._weight_cache for layer in layers]
-    try:
-        for layer in layers:
-            layer.__dict__["_weight_cache"] = _LoweredWeights(layer, lowering)
-            layer.__dict__["quantize_input"] = _bound(lowering, layer)
-        yield
-    finally:
-        for layer, cache in zip(layers, before):
-            layer.__dict__["_weight_cache"] = cache
-            layer.__dict__.pop("quantize_input", None)
+    return replaced(
+        change
+        for layer in root.modules()
+        if isinstance(layer, QuantizedModule)
+        for change in (
+            (layer, "_weight_cache", _LoweredWeights(layer, lowering)),
+            (layer, "quantize_input", _bound(lowering, layer)),
+        )
+    )
 
 
 def _bound(lowering: Lowering, layer: QuantizedModule):

@@ -1,7 +1,6 @@
 """A scorer for beam search that caches the keys and values of prefixes."""
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Optional
 
 import torch
@@ -27,6 +26,7 @@ from speechbrain_stablequant.models.multi_domain.routing import Routing
 from speechbrain_stablequant.models.multi_domain.transformer import (
     TransformerTrunk,
 )
+from speechbrain_stablequant.runtime.attributes import replaced
 
 __all__ = ["TransformerLMScorerWithCache"]
 
@@ -70,17 +70,13 @@ class _Model:
             self._routes[rows] = Routing(self._layers, rows, tokens.device)
         return self._routes[rows]
 
-    @contextlib.contextmanager
-    def kept_weights(self) -> Iterator[None]:
+    def kept_weights(self) -> AbstractContextManager:
         """Let quantized layers keep their dequantized weights here."""
-        mine = [pair for pair in self._weights if pair[0]._weight_cache is None]
-        for layer, place in mine:
-            layer.__dict__["_weight_cache"] = place
-        try:
-            yield
-        finally:
-            for layer, _ in mine:
-                layer.__dict__["_weight_cache"] = None
+        return replaced(
+            (layer, "_weight_cache", weights)
+            for layer, weights in self._weights
+            if layer._weight_cache is None
+        )
 
 
 class _Search(NamedTuple):

@@ -9,7 +9,7 @@ zero point with them, which leaves the real values as they are.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Optional
 
 import numpy as np
@@ -25,13 +25,13 @@ from speechbrain_stablequant.layers import (
     QuantizedModule,
     QuantizedRNN,
 )
+from speechbrain_stablequant.runtime.attributes import replaced
 from speechbrain_stablequant.runtime.lowering import (
     Constant,
     Lowering,
     planned_int8,
 )
 from speechbrain_stablequant.runtime.onnx.convolution import integer_forward
-from speechbrain_stablequant.runtime.rewrites import replaced
 
 __all__ = [
     "QdqLowering",
@@ -174,8 +174,7 @@ class _Activation(torch.autograd.Function):
         return result
 
 
-@contextmanager
-def integer_convolutions(root: nn.Module) -> Iterator[None]:
+def integer_convolutions(root: nn.Module) -> AbstractContextManager:
     """Export convolutions as matrix products, inside a ``with`` block.
 
     ONNX Runtime's fast integer convolution (QLinearConv) rounds its results to
@@ -187,10 +186,9 @@ def integer_convolutions(root: nn.Module) -> Iterator[None]:
         Module with quantized layers; enter inside `lowered`.
     """
     forwards = ((layer, integer_forward(layer)) for layer in root.modules())
-    with replaced(
+    return replaced(
         (layer, "forward", forward) for layer, forward in forwards if forward
-    ):
-        yield
+    )
 
 
 def _attention(

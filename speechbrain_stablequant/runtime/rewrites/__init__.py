@@ -11,12 +11,11 @@ place): an empty one if the module is of another family, or in a form that is
 not rewritten.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from typing import Callable
+from contextlib import AbstractContextManager
 
 from torch import nn
 
+from speechbrain_stablequant.runtime.attributes import replaced
 from speechbrain_stablequant.runtime.rewrites.attention import (
     rewrite_relative_attention,
     rewrite_relative_encoding,
@@ -28,7 +27,7 @@ from speechbrain_stablequant.runtime.rewrites.frontend import (
 )
 from speechbrain_stablequant.runtime.rewrites.tdnn import rewrite_ecapa
 
-__all__ = ["replaced", "rewritten"]
+__all__ = ["rewritten"]
 
 _REWRITES = (
     rewrite_ecapa,
@@ -38,11 +37,9 @@ _REWRITES = (
     rewrite_relative_encoding,
     rewrite_wavlm_attention,
 )
-_ABSENT = object()
 
 
-@contextlib.contextmanager
-def rewritten(root: nn.Module) -> Iterator[None]:
+def rewritten(root: nn.Module) -> AbstractContextManager:
     """Replace methods by faster ones inside a ``with`` block.
 
     Enter it inside `lowered`: rewrites lay out weights on entering, and are to
@@ -61,38 +58,9 @@ def rewritten(root: nn.Module) -> Iterator[None]:
     ...     "forward" in vars(layer)
     False
     """
-    changes = (
+    return replaced(
         change
         for module in root.modules()
         for rewrite in _REWRITES
         for change in rewrite(module)
     )
-    with replaced(changes):
-        yield
-
-
-@contextlib.contextmanager
-def replaced(
-    changes: Iterable[tuple[nn.Module, str, Callable]],
-) -> Iterator[None]:
-    """Replace methods of single modules inside a ``with`` block.
-
-    Arguments
-    ---------
-    changes : iterable of (torch.nn.Module, str, callable)
-        Modules, names of methods, and what takes their place.
-    """
-    before = {}
-    try:
-        for module, name, function in changes:
-            # A method may be replaced twice: the first one found is restored.
-            old = vars(module).get(name, _ABSENT)
-            before.setdefault((module, name), old)
-            vars(module)[name] = function
-        yield
-    finally:
-        for (module, name), old in before.items():
-            if old is _ABSENT:
-                vars(module).pop(name, None)
-            else:
-                vars(module)[name] = old
