@@ -114,12 +114,11 @@ def _settings(plan, min_coverage: float):
 
 def _convert(model, plan, settings, folder: Path):
     """Quantize and write; return the coverage and the files."""
-    import json
-
     from speechbrain_stablequant.artifacts.run_checkpoints import (
         export_checkpoints,
         save_plan,
     )
+    from speechbrain_stablequant.core.format import to_json
     from speechbrain_stablequant.layers import Conversion
     from speechbrain_stablequant.methods.pipeline import given_plan
 
@@ -131,7 +130,7 @@ def _convert(model, plan, settings, folder: Path):
         )
     save_plan(plan, folder / "plan.json")
     rows = {"fraction": coverage.fraction, "parameters": coverage.to_list()}
-    text = json.dumps(rows, indent=1) + "\n"
+    text = to_json(rows, indent=1) + "\n"
     (folder / "coverage.json").write_text(text, encoding="utf-8")
     return coverage, files
 
@@ -141,14 +140,14 @@ def _choice(arguments) -> str:
         return "by name"
     if arguments.min_key:
         return f"lowest {arguments.min_key}"
-    return (
-        f"highest {arguments.max_key}" if arguments.max_key else "most recent"
-    )
+    if arguments.max_key:
+        return f"highest {arguments.max_key}"
+    return "most recent"
 
 
 def lines(result: dict) -> list[str]:
     """Say what was written, and how to measure it."""
-    from speechbrain_stablequant.cli.output import size_lines
+    from speechbrain_stablequant.cli.output import coverage_lines, size_lines
 
     found = [
         f"wrote {result['output']}",
@@ -160,7 +159,8 @@ def lines(result: dict) -> list[str]:
             "--min-key WER takes the best instead"
         )
     found += ["", *size_lines(result["files"]), ""]
-    found.append(f"weights quantized: {result['coverage']:.1%} of bytes")
-    for row in result["not_quantized"]:
-        found.append(f"  not {row['name']}: {row['detail']}")
+    left = result["not_quantized"]
+    found += coverage_lines(
+        {"fraction": result["coverage"], "not_quantized": left}
+    )
     return [*found, "to measure it:", f"  {result['measure_with']}"]

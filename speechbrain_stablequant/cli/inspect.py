@@ -1,6 +1,7 @@
 """``stablequant inspect``: what is quantized, how, and what was measured."""
 
 from speechbrain_stablequant.cli.output import (
+    coverage_lines,
     environment_line,
     metric_lines,
     size_lines,
@@ -57,9 +58,7 @@ def run(arguments) -> dict:
             for name, plan in source.layers.items()
         ]
         result["widths"] = by_scheme(rows)
-        result["layers" if arguments.layers else "units"] = (
-            rows if arguments.layers else by_unit(rows)
-        )
+        result[result["shows"]] = rows if arguments.layers else by_unit(rows)
     if source.coverage is not None:
         result["coverage"] = _of_coverage(source.coverage)
     if source.report is not None:
@@ -93,14 +92,14 @@ def lines(result: dict) -> list[str]:
     head = f"{result['source']}: {result['kind']}"
     if result["method"]:
         head += f", method {result['method']}"
-    found = [head, *_about_lines(result["about"])]
+    found = [head, *(f"  {k}: {v}" for k, v in result["about"].items())]
     if result["files"]:
         found += ["", *size_lines(result["files"])]
     for key, show in (
         ("widths", _width_lines),
         ("units", _unit_lines),
         ("layers", _layer_lines),
-        ("coverage", _coverage_lines),
+        ("coverage", coverage_lines),
         ("report", _report_lines),
     ):
         if result.get(key):
@@ -108,10 +107,6 @@ def lines(result: dict) -> list[str]:
     if result["shows"] == "units" and result.get("units"):
         found += ["", "every layer: --layers"]
     return found
-
-
-def _about_lines(about: dict) -> list[str]:
-    return [f"  {key}: {value}" for key, value in about.items()]
 
 
 def _width_lines(groups: list[dict]) -> list[str]:
@@ -123,8 +118,8 @@ def _width_lines(groups: list[dict]) -> list[str]:
 
 
 def _unit_lines(units: list[dict]) -> list[str]:
-    head = "search unit", "weights", "inputs", "layers", "bytes", "percentile"
-    rows = [head]
+    head = "search unit", "weights", "inputs", "layers", "bytes"
+    rows = [(*head, "percentile")]
     for unit in units:
         start = unit["name"], unit["weights"], unit["inputs"]
         size, count = megabytes(unit["num_bytes"]), str(unit["layers"])
@@ -142,27 +137,16 @@ def _layer_lines(layers: list[dict]) -> list[str]:
             rows.append((*start, "float", "-", "-", "-"))
         for name, given in layer["inputs"].items():
             low, high = given["range"]
-            scheme, ends = (
-                f"{name}: {given['scheme']}",
-                f"{low:.4g} to {high:.4g}",
+            scheme, ends = given["scheme"], f"{low:.4g} to {high:.4g}"
+            cut, clipped = _percent(given["percentile"]), given["clipped"]
+            rows.append(
+                (*start, f"{name}: {scheme}", ends, cut, f"{clipped:.2%}")
             )
-            clipped = f"{given['clipped']:.2%}"
-            cut = _percent(given["percentile"])
-            rows.append((*start, scheme, ends, cut, clipped))
     return align(rows, left=range(5))
 
 
 def _percent(value) -> str:
     return "-" if value is None else f"{value:g}"
-
-
-def _coverage_lines(coverage: dict) -> list[str]:
-    found = []
-    if coverage["fraction"] is not None:
-        found.append(f"weights quantized: {coverage['fraction']:.1%} of bytes")
-    for row in coverage["not_quantized"]:
-        found.append(f"  not {row['name']}: {row['detail']}")
-    return found or ["weights quantized: not known"]
 
 
 def _report_lines(report: dict) -> list[str]:

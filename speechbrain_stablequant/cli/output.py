@@ -4,7 +4,13 @@ import sys
 
 from speechbrain_stablequant.core.format import align, megabytes, printable
 
-__all__ = ["environment_line", "metric_lines", "note", "size_lines"]
+__all__ = [
+    "coverage_lines",
+    "environment_line",
+    "metric_lines",
+    "note",
+    "size_lines",
+]
 
 
 def note(text: str) -> None:
@@ -31,6 +37,16 @@ def metric_lines(tests: list[dict]) -> list[str]:
         rows += [(test["name"], *row) for row in test_rows(test)]
         rows += [(test["name"], *row) for row in speed_rows(test)]
     return align(rows, [0, 1]) if len(rows) > 1 else ["no test set was scored"]
+
+
+def coverage_lines(coverage: dict) -> list[str]:
+    """Return how much of the weights is quantized, and why not the others."""
+    found = []
+    if coverage["fraction"] is not None:
+        found.append(f"weights quantized: {coverage['fraction']:.1%} of bytes")
+    for row in coverage["not_quantized"]:
+        found.append(f"  not {row['name']}: {row['detail']}")
+    return found or ["weights quantized: not known"]
 
 
 def environment_line(environment: dict) -> list[str]:

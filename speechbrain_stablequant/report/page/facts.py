@@ -1,7 +1,6 @@
 """The statements and tables of the page, from the data of a report."""
 
 from collections.abc import Sequence
-from typing import Optional
 
 from speechbrain_stablequant.core.format import (
     decimals,
@@ -30,12 +29,11 @@ _ORDER = ("unsupported", "kept", "quantized")
 
 def result_rows(report: dict) -> list[dict]:
     """Return one row for each metric of each test set, numbers as text."""
-    rows = []
-    for test in report["tests"]:
-        for name in _metric_names(report, test):
-            row = test["metrics"][name]
-            rows.append(_result_row(test["name"], name, row))
-    return rows
+    return [
+        _result_row(test["name"], name, test["metrics"][name])
+        for test in report["tests"]
+        for name in _metric_names(report, test)
+    ]
 
 
 def _result_row(test: str, metric: str, row: dict) -> dict:
@@ -48,12 +46,14 @@ def _result_row(test: str, metric: str, row: dict) -> dict:
         "float_interval": _range(row.get("float_interval"), digits),
         "quantized": _value(row, "quantized", digits),
         "change": "" if change is None else number(change, digits, True),
-        "interval": _range(_ends(row), digits, signed=True),
+        "interval": _range(
+            (row.get("low"), row.get("high")), digits, signed=True
+        ),
         "unit": row.get("unit") or "",
         "items": row.get("items"),
         "judgement": judgement(row),
         "note": _note(row),
-        "lower_is_better": _direction(row),
+        "lower_is_better": row.get("lower_is_better", True),
     }
 
 
@@ -85,10 +85,6 @@ def _note(row: dict) -> str:
     return "worse" if row["quantized"] is None else ""
 
 
-def _direction(row: dict) -> Optional[bool]:
-    return row.get("lower_is_better", True)
-
-
 def judgement(row: dict) -> str:
     """Return whether a change is more than chance: better, worse, same.
 
@@ -103,17 +99,13 @@ def judgement(row: dict) -> str:
     """
     if row.get("quantized", 0) is None and row["float"] is not None:
         return "worse"
-    low, high = _ends(row)
-    lower_is_better = _direction(row)
+    low, high = row.get("low"), row.get("high")
+    lower_is_better = row.get("lower_is_better", True)
     if low is None or high is None or lower_is_better is None:
         return ""
     if low <= 0 <= high:
         return "same"
     return "better" if (high < 0) == lower_is_better else "worse"
-
-
-def _ends(row: dict) -> tuple[Optional[float], Optional[float]]:
-    return row.get("low"), row.get("high")
 
 
 def _range(ends, digits: int, signed: bool = False) -> str:
@@ -146,7 +138,7 @@ def _metric_names(report: dict, test: dict) -> list[str]:
             name != searched,
             "wer" not in name.lower(),
             row.get("unit") != "points",
-            _direction(row) is None,
+            row.get("lower_is_better", True) is None,
         )
 
     return sorted(test["metrics"], key=order)
@@ -202,16 +194,13 @@ def size_parts(report: dict) -> dict[str, dict[str, int]]:
         after["scales"] += scales
         after["integers"] += row["quantized_num_bytes"] - scales
     sizes = {"float": before, "quantized": after}
-    rest = {
-        name: _total(report["files"], key) - sum(sizes[name].values())
-        for name, key in (
-            ("float", "float_num_bytes"),
-            ("quantized", "num_bytes"),
-        )
-    }
-    if all(size >= 0 for size in rest.values()):
-        for name, size in rest.items():
-            sizes[name][REST] = size
+    files = report["files"]
+    total = _total(files, "float_num_bytes"), _total(files, "num_bytes")
+    rest = [
+        size - sum(parts.values()) for size, parts in zip(total, sizes.values())
+    ]
+    if min(rest) >= 0:
+        before[REST], after[REST] = rest
     return sizes
 
 

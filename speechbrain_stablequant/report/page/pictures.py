@@ -37,16 +37,18 @@ class Picture:
     svg : str
         The document.
     figure : matplotlib.figure.Figure
-        The figure; as a file only if ``is_file``.
-    is_file : bool
-        Whether it is saved in ``plots`` too.
+        The figure.
     """
 
     name: str
     title: str
     svg: str
     figure: object
-    is_file: bool = True
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is saved in ``plots`` too; inputs in groups are not."""
+        return not self.name.startswith("inputs-")
 
 
 def draw_pictures(report: dict, histograms: Sequence[dict]) -> list[Picture]:
@@ -79,8 +81,7 @@ def draw_pictures(report: dict, histograms: Sequence[dict]) -> list[Picture]:
                 err,
             )
             continue
-        is_file = not name.startswith("inputs-")
-        found.append(Picture(name, title, svg, figure, is_file))
+        found.append(Picture(name, title, svg, figure))
     return found
 
 
@@ -120,10 +121,9 @@ def _search_drawings(report: dict) -> Iterator[Drawing]:
             "Metric against size, and what was chosen",
             lambda: plots.front_figure(Front.from_search(search)),
         )
-        title = "Change of the output by layer and bit widths"
         yield (
             "sensitivity",
-            title,
+            "Change of the output by layer and bit widths",
             lambda: plots.sensitivity_figure(
                 search, report["chosen_bits"], report["layers"]
             ),
@@ -131,20 +131,18 @@ def _search_drawings(report: dict) -> Iterator[Drawing]:
     elif "flagged" in search:
         threshold = report["plan"]["settings"].get("flag_threshold")
         unit = _unit(report, search)
-        title = "Change of the metric, each search unit quantized alone"
         yield (
             "sensitivity",
-            title,
+            "Change of the metric, each search unit quantized alone",
             lambda: plots.units_figure(search, threshold, unit),
         )
 
 
 def _unit(report: dict, search: dict) -> str:
     metric = (search.get("joint") or {}).get("metric")
-    for test in report["tests"]:
-        if metric in test["metrics"]:
-            return test["metrics"][metric].get("unit") or ""
-    return ""
+    tests = (test["metrics"] for test in report["tests"])
+    row = next((rows[metric] for rows in tests if metric in rows), {})
+    return row.get("unit") or ""
 
 
 def _histogram_drawings(rows: list[dict]) -> Iterator[Drawing]:
@@ -171,9 +169,8 @@ def _groups(rows: list[dict]) -> list[list[dict]]:
     """Split rows at search units into groups of at least ten."""
     groups: list[list[dict]] = []
     for row in rows:
-        last = groups[-1] if groups else None
-        same = last is not None and last[-1]["unit"] == row["unit"]
-        if last is not None and (same or len(last) < _GROUP):
+        last = groups[-1] if groups else []
+        if last and (last[-1]["unit"] == row["unit"] or len(last) < _GROUP):
             last.append(row)
         else:
             groups.append([row])
