@@ -62,7 +62,7 @@ class Agreement(PostTrainingQuantizer):
             found = result.to_dict(self.settings.seed)
             row["runtime_report"] = found.pop("runtime")
             row.update(found)
-        _write(rows, self._folder(brain))
+        _write(rows, self.run_of(brain).folder)
         return loss
 
     def _pass(self, brain, run, name, loss, metrics):
@@ -90,7 +90,7 @@ class Agreement(PostTrainingQuantizer):
             return value
 
         result = TestResult(name, loss, float_metrics=metrics)
-        self.evaluate_quantized(brain, recorded_run, result)
+        self.quantize(self.run_of(brain), recorded_run, result)
         return outputs, result
 
 

@@ -63,16 +63,16 @@ class MethodComparison(PostTrainingQuantizer):
         base, name = self.settings, test_name(brain, set())
         loss = run()
         metrics = find_metrics(brain)
-        top = self._folder(brain)
+        top = self.run_of(brain).folder
         for method in self.methods:
             for width in self.widths:
                 self.settings = dataclasses.replace(
                     base, bits=width, **_options(method)
                 )
-                self._planned, self.report = None, None
+                self.planner.last, self.report = None, None
                 self.output_folder = top / "methods" / f"{method}_{width}"
                 result = TestResult(name, loss, float_metrics=metrics)
-                self.evaluate_quantized(brain, run, result)
+                self.quantize(self.run_of(brain), run, result)
                 self.rows.append(
                     {"method": method, "width": width, **self.report.to_dict()}
                 )

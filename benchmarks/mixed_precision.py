@@ -36,6 +36,7 @@ from speechbrain_stablequant.core.options import check_choice
 from speechbrain_stablequant.errors import StableQuantError
 from speechbrain_stablequant.methods.presets import preset_options
 from speechbrain_stablequant.recipe.isolation import test_name
+from speechbrain_stablequant.recipe.passes import float_pass
 from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
@@ -130,31 +131,32 @@ class MixedPrecisionComparison(PostTrainingQuantizer):
     def evaluate(self, brain, run, keys):
         """Run the float pass once, then one quantized pass for each row."""
         base, output_folder = self.settings, self.output_folder
-        top = self._folder(brain)
+        top = self.run_of(brain).folder
         self._search_folder = top / "mixed_precision"
         scored = TestResult(test_name(brain, self._names))
         self._names.add(scored.name)
-        start = self._run_float(brain, run, scored)
+        start = float_pass(self.run_of(brain), run, scored)
         for row in self.rows:
             self.settings = dataclasses.replace(base, **row_options(row, base))
             self.output_folder = self._search_folder / row
-            self._planned, self.report = self._kept.get(row, (None, None))
+            self.planner.last, self.report = self._kept.get(row, (None, None))
             result = dataclasses.replace(scored)
             try:
-                self.evaluate_quantized(brain, run, result, start)
+                self.quantize(self.run_of(brain), run, result, start)
                 self.results[row] = self._result(row)
             except StableQuantError as err:
                 logger.warning("Row %s failed: %s", row, err)
                 failed = f"{type(err).__name__}: {err}"
                 self.results[row] = {"row": row, "failed": failed}
-            self._kept[row] = self._planned, self.report
+            self._kept[row] = self.planner.last, self.report
         self.settings, self.output_folder = base, output_folder
         self._write(top)
         return scored.float_loss
 
-    def _journal_folder(self, brain):
-        """Return the folder whose journal the rows share."""
-        return self._search_folder
+    def plan(self, run, conversion):
+        """Plan with the journal that the rows share."""
+        run = dataclasses.replace(run, folder=self._search_folder)
+        return super().plan(run, conversion)
 
     def _result(self, row: str) -> dict:
         plain = self.report.to_dict()

@@ -24,6 +24,7 @@ from benchmarks.methods import score_cell, size_ratio
 from benchmarks.recipe import run_recipe
 from speechbrain_stablequant.errors import KnobError
 from speechbrain_stablequant.recipe.isolation import test_name
+from speechbrain_stablequant.recipe.passes import float_pass
 from speechbrain_stablequant.recipe.quantizer import PostTrainingQuantizer
 from speechbrain_stablequant.report import TestResult
 from speechbrain_stablequant.report.data import environment
@@ -56,10 +57,10 @@ class RoundingComparison(PostTrainingQuantizer):
     def evaluate(self, brain, run, keys):
         """Run the float pass once, then a quantized one for each row."""
         base, before = self.settings, self.output_folder
-        top = self._folder(brain)
+        top = self.run_of(brain).folder
         scored = TestResult(test_name(brain, self._names))
         self._names.add(scored.name)
-        start = self._run_float(brain, run, scored)
+        start = float_pass(self.run_of(brain), run, scored)
         for cell in self.cells:
             results = []
             for rounding in ROUNDINGS:
@@ -80,11 +81,11 @@ class RoundingComparison(PostTrainingQuantizer):
 
     def _run_row(self, brain, run, result, start, key) -> dict:
         """Score a row; its plan is made for the first test set only."""
-        self._planned, self.report, self._plan_seconds = self._kept.get(
+        self.planner.last, self.report, self._plan_seconds = self._kept.get(
             key, (None, None, 0.0)
         )
-        self.evaluate_quantized(brain, run, result, start)
-        self._kept[key] = self._planned, self.report, self._plan_seconds
+        self.quantize(self.run_of(brain), run, result, start)
+        self._kept[key] = self.planner.last, self.report, self._plan_seconds
         return {
             "cell": key[0],
             "rounding": key[1],
@@ -93,12 +94,12 @@ class RoundingComparison(PostTrainingQuantizer):
             "bytes_of_float": size_ratio(self.report.files),
         }
 
-    def _plan(self, brain, conversion):
-        known, start = self._planned, time.perf_counter()
-        planned = super()._plan(brain, conversion)
-        if self._planned is not known:
+    def plan(self, run, conversion):
+        start = time.perf_counter()
+        planned, is_new = super().plan(run, conversion)
+        if is_new:
             self._plan_seconds = time.perf_counter() - start
-        return planned
+        return planned, is_new
 
     def _write(self, folder: Path) -> None:
         """Write all rows, those of earlier runs included, and the table."""

@@ -27,7 +27,7 @@ import speechbrain as sb
 import torch
 from speechbrain.inference.encoders import WaveformEncoder
 
-# Toolkit modules and their classes; other types have no wrapper
+# SpeechBrain's modules and their classes; other types have no wrapper
 WRAPPERS = {
     "wav2vec2": "Wav2Vec2",
     "wav2vec2-conformer": "Wav2Vec2",

@@ -117,7 +117,10 @@ def read_run_file(path: Union[str, Path], what: str) -> Any:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
-        raise ExperimentError(f"Cannot read the {what} {path}: {err}.") from err
+        raise ExperimentError(
+            f"Cannot read the {what} {path}: {err}. Run the recipe again, or "
+            "fetch the file again."
+        ) from err
     try:
         _check(data, _SCHEMAS[what], what)
     except _Mismatch as err:

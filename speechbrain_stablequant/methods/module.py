@@ -60,7 +60,7 @@ def quantize(
     score: Optional[Callable[[nn.Module], float]] = None,
     output_folder: Optional[Path] = None,
     progress: bool = True,
-    **knobs: Any,
+    **options: Any,
 ) -> QuantizationResult:
     """Quantize a module in place.
 
@@ -83,7 +83,7 @@ def quantize(
         Where the search keeps a journal, so that it can be resumed.
     progress : bool
         Whether to show progress bars.
-    **knobs : dict
+    **options : dict
         See `Settings`: ``bits``, ``method``, ``observer``, ``keep``, ...
 
     Returns
@@ -111,9 +111,9 @@ def quantize(
     >>> type(model[0]).__name__
     'Linear'
     """
-    if score is None and knobs.get("plan") is None:
-        knobs.setdefault("method", "uniform")
-    settings = Settings.from_knobs(knobs, "quantize")
+    if score is None and options.get("plan") is None:
+        options.setdefault("method", "uniform")
+    settings = Settings.from_options(options, "quantize")
     if settings.method == "quantization_aware":
         raise KnobError(
             "method: quantization_aware trains in the loop of a recipe, which "

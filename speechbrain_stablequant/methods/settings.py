@@ -151,7 +151,7 @@ class Settings:
     Raises
     ------
     KnobError
-        If a value is out of range; `from_knobs` also names unknown options.
+        If a value is out of range; `from_options` also names unknown options.
     """
 
     bits: Any = "W8A8"
@@ -189,10 +189,10 @@ class Settings:
     preset: Optional[str] = None
 
     @classmethod
-    def from_knobs(cls, knobs: Mapping[str, Any], owner: str = "quantize"):
+    def from_options(cls, options: Mapping[str, Any], owner: str = "quantize"):
         """Build settings from keyword arguments of the user."""
-        check_names(owner, knobs, field_names(cls))
-        return cls(**{**preset_options(knobs.get("preset")), **knobs})
+        check_names(owner, options, field_names(cls))
+        return cls(**{**preset_options(options.get("preset")), **options})
 
     def __post_init__(self):
         for name, choices in (
@@ -224,7 +224,7 @@ class Settings:
         check_list("candidates", self.candidates, "[W4A8, W8A8, W32]")
         if not self.candidates:
             raise KnobError("candidates is empty: give at least one.")
-        training = TrainingSettings.from_knobs(self.training)
+        training = TrainingSettings.from_options(self.training)
         for where, bits in (
             ("", self.bits),
             *((f"layer_bits, '{p}': ", b) for p, b in self.layer_bits.items()),
@@ -274,7 +274,7 @@ class Settings:
     @property
     def training_settings(self) -> TrainingSettings:
         """The options below ``training``."""
-        return TrainingSettings.from_knobs(self.training)
+        return TrainingSettings.from_options(self.training)
 
     def _check_schemes(self):
         if self.weight_levels != "integer" and not self.weight_symmetric:

@@ -96,10 +96,10 @@ class TrainingSettings:
     output_layer: Optional[str] = "auto"
 
     @classmethod
-    def from_knobs(cls, knobs: Any) -> "TrainingSettings":
+    def from_options(cls, options: Any) -> "TrainingSettings":
         """Build settings from the mapping that the user wrote."""
         return build_options(
-            cls, knobs, "training", "{epochs: 5, lr_factor: 0.5}"
+            cls, options, "training", "{epochs: 5, lr_factor: 0.5}"
         )
 
     def __post_init__(self):

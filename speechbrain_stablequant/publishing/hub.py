@@ -140,8 +140,13 @@ def upload(
         If it may not be done, or was not done.
     """
     folder = Path(folder)
-    hashes = read_manifest((folder / MANIFEST).read_bytes()) or {}
-    hashes[MANIFEST] = hash_file(folder / MANIFEST)
+    manifest = folder / MANIFEST
+    hashes = (
+        read_manifest(manifest.read_bytes()) if manifest.is_file() else None
+    )
+    if not hashes:
+        raise PublishError(f"There are no files to publish in {folder}.")
+    hashes[MANIFEST] = hash_file(manifest)
     remote = check_repository(options, token)
     added, deleted = _changes(hashes, remote, options)
     operations = [
@@ -285,7 +290,7 @@ def _check_account(account: dict[str, Any], repo: str) -> None:
         str((scope.get("entity") or {}).get("name"))
         for scope in scoped or []
         if {"repo.write", "repo.content.write"}
-        & {*scope.get("permissions", [])}
+        & {*(scope.get("permissions") or ())}
     ]
     roles.update((name.split("/")[0], "write") for name in writes)
     if token.get("role") == "read" or (scoped is not None and not writes):

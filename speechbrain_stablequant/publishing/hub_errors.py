@@ -24,7 +24,7 @@ _STATUS = {
     404: "The hub finds no such repository or branch, or the token may not "
     "see it. Check the name and the token.",
     409: "It exists already: someone has just made it, or the token may not "
-    f"see it. {_AGAIN}",
+    "see it. Check the name and the token, then repeat the command.",
     412: "Someone has changed the branch meanwhile; nothing was published. "
     "Look at the change, then repeat the command.",
     413: "A file is larger than the hub takes.",
@@ -91,7 +91,8 @@ def _reason(err: Exception) -> Optional[str]:
 
 
 def _of_status(status: int, link: BaseException, err: Exception) -> str:
-    if status == 400 and isinstance(err, ValueError):  # of the model card
+    # The client's own, of the model card; the hub's 400 is a ValueError too.
+    if status == 400 and link is not err and isinstance(err, ValueError):
         return f"{_one_line(str(err))} (HTTP 400)"
     text = _STATUS.get(status, _STATUS[400])
     if status >= 500 and status not in _STATUS:

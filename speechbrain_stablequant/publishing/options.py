@@ -116,18 +116,23 @@ class PublishOptions:
             raise KnobError(f"publish: {err}") from None
 
     def __post_init__(self):
-        names = self.include
-        names = (names,) if isinstance(names, str) else tuple(names)
-        object.__setattr__(self, "include", names)
+        names = self.include or ()
+        if isinstance(names, str):
+            names = (names,)
+        if not isinstance(names, (list, tuple)) or not all(
+            isinstance(name, str) for name in names
+        ):
+            raise PublishError(f"include is {names!r}: names are needed.")
+        object.__setattr__(self, "include", tuple(names))
         for option in fields(self):
             _check_type(option, getattr(self, option.name))
         # What would be refused after training is refused before it.
         if self.repo is not None:
             check_repository_name(self.repo, self.revision)
-        elif self.private is not None or self.revision or self.overwrite:
+        elif self.private or self.revision or self.overwrite:
             raise PublishError(
                 "private, revision and overwrite are about a repository: name "
-                "it as user/name with the option repo."
+                "it as user/name with the option repo (--repo)."
             )
         if self.interface is not None:
             from speechbrain_stablequant.publishing.interfaces import interface
@@ -171,13 +176,15 @@ class PublishOptions:
 
 
 def _check_type(option, value: Any) -> None:
-    if value is None or isinstance(value, tuple):
+    if value is None or option.name == "include":
         return
     if option.type in (bool, Optional[bool]):
         if not isinstance(value, bool):
             raise PublishError(
                 f"{option.name} is {value!r}: True or False is needed."
             )
+    elif option.name == "message" and isinstance(value, str):
+        return  # it is not on the card, and may have a body
     elif not isinstance(value, str) or not value.strip() or "\n" in value:
         raise PublishError(
             f"{option.name} is {value!r}: a line of text is needed."

@@ -36,6 +36,13 @@ class Planner:
     ---------
     settings : Settings
         The options.
+
+    Attributes
+    ----------
+    data : tuple
+        The recipe's validation data, and the arguments of its loader.
+    last : tuple, optional
+        Digest of the weights that were planned for last, and their plan.
     """
 
     def __init__(self, settings: Settings):
@@ -44,7 +51,7 @@ class Planner:
         self._statistics: dict = {}
         self._training: Optional[RecipeTraining] = None
         self._float_digest = ""
-        self._last: Optional[tuple[str, Planned]] = None
+        self.last: Optional[tuple[str, Planned]] = None
 
     @property
     def trains(self) -> bool:
@@ -127,8 +134,8 @@ class Planner:
         """
         digest = weights_digest(conversion.root)
         known = None
-        if self._last is not None and self._last[0] == digest:
-            known = self._last[1]
+        if self.last is not None and self.last[0] == digest:
+            known = self.last[1]
         if known is not None and not self.trains:
             return known, False
         planned = self._make(run, conversion, keys, digest)
@@ -143,7 +150,7 @@ class Planner:
                 len(planned.unreached),
                 ", ".join(planned.unreached[:5]),
             )
-        self._last = (digest, planned)
+        self.last = (digest, planned)
         return planned, True
 
     def _make(

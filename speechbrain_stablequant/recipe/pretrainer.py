@@ -66,9 +66,10 @@ def _quantize_loaded(pretrainer, quantizer) -> None:
         raise
     quantizer.report = report = Report(quantizer.label, planned)
     folder = None
-    if quantizer.output_folder is not None and if_main_process():
+    if quantizer.output_folder is not None:
         folder = Path(quantizer.output_folder)
-        quantizer.write_results(folder, root)
+        quantizer.write_results(folder, root)  # all ranks must call it
+        folder = folder if if_main_process() else None
     else:
         report.announce()
     if quantizer.backend is not None:

@@ -16,6 +16,8 @@ from speechbrain_stablequant.artifacts.run_checkpoints import (
 )
 from speechbrain_stablequant.core.options import check_choice, check_names
 from speechbrain_stablequant.errors import ExecutionError, KnobError
+from speechbrain_stablequant.layers import Conversion
+from speechbrain_stablequant.methods.pipeline import Planned
 from speechbrain_stablequant.methods.settings import Settings
 from speechbrain_stablequant.publishing.schedule import make_publisher
 from speechbrain_stablequant.recipe.block import RecipeBlock
@@ -110,7 +112,7 @@ class PostTrainingQuantizer(RecipeBlock):
         Make a folder for a model hub when the recipe has come to its end, and
         upload it: ``{repo: user/name}``. See
         `speechbrain_stablequant.publishing.PublishOptions`.
-    **knobs : dict
+    **options : dict
         See `speechbrain_stablequant.methods.settings.Settings`.
 
     Raises
@@ -138,12 +140,12 @@ class PostTrainingQuantizer(RecipeBlock):
         max_key: Optional[str] = None,
         plots: bool = True,
         publish: Optional[dict] = None,
-        **knobs: Any,
+        **options: Any,
     ):
-        if pretrainer is not None and knobs.get("plan") is None:
-            knobs.setdefault("method", "uniform")  # there is no metric
-        _check_names(knobs)
-        self.planner = Planner(Settings.from_knobs(knobs, "ptq"))
+        if pretrainer is not None and options.get("plan") is None:
+            options.setdefault("method", "uniform")  # there is no metric
+        _check_names(options)
+        self.planner = Planner(Settings.from_options(options, "ptq"))
         check_choice("when", when, ("evaluate", "fit"))
         if not suffix:
             raise KnobError("suffix must not be empty: files would be lost.")
@@ -169,7 +171,7 @@ class PostTrainingQuantizer(RecipeBlock):
 
     @property
     def settings(self) -> Settings:
-        """The knobs."""
+        """The options."""
         return self.planner.settings
 
     @settings.setter
@@ -210,7 +212,7 @@ class PostTrainingQuantizer(RecipeBlock):
         trains = self.planner.trains and not brain.test_only
         if self.when != "fit" and not trains:
             return
-        run = self._run(brain)
+        run = self.run_of(brain)
         with kept_weights(brain, self.keys, keys, run.folder) as self.weights:
             if trains:
                 with self.planner.converting(run) as conversion:
@@ -219,7 +221,7 @@ class PostTrainingQuantizer(RecipeBlock):
                 return
             self._chosen = chosen_key(self.weights)
             if self.planner.data[0] is None:
-                self._quantize(run)  # there is nothing to score on
+                self.quantize(self.run_of(brain))  # nothing to score on
             else:
                 self._validate(run)
 
@@ -238,7 +240,7 @@ class PostTrainingQuantizer(RecipeBlock):
         if self.evaluate_float:
             with preserved(brain), isolated(run):
                 start = float_pass(run, evaluate, result)
-        self._quantize(run, evaluate, result, start)
+        self.quantize(self.run_of(brain), evaluate, result, start)
 
     def evaluate(
         self, brain, evaluate: Callable[[], float], keys: dict
@@ -251,7 +253,7 @@ class PostTrainingQuantizer(RecipeBlock):
             The average test loss of the float pass, as the recipe expects;
             of the quantized pass when ``evaluate_float`` is False.
         """
-        run = self._run(brain)
+        run = self.run_of(brain)
         if self.backend is not None:
             require_cpu(run.root)  # before the float pass is spent
         used = set() if self.report is None else set(self.report.names())
@@ -261,28 +263,43 @@ class PostTrainingQuantizer(RecipeBlock):
         else:
             brain.on_evaluate_start(**keys)
         self._chosen = keys
-        self._quantize(run, evaluate, result, start)
+        self.quantize(self.run_of(brain), evaluate, result, start)
         return result.loss if result.float_loss is None else result.float_loss
 
     # -- the steps ---------------------------------------------------------------
 
-    def _run(self, brain) -> RecipeRun:
-        """Return the run of the recipe, as the options name it."""
+    def run_of(self, brain) -> RecipeRun:
+        """Return the run of a Brain's recipe, as the options name it.
+
+        Asked for again before each pass: recipes replace modules of the Brain
+        in their hooks.
+        """
         return RecipeRun.of(
             brain, self.modules, self.output_folder, self.suffix, self.label
         )
 
-    def _quantize(
+    def quantize(
         self,
         run: RecipeRun,
         evaluate: Optional[Callable[[], float]] = None,
         result: Optional[TestResult] = None,
         start: Optional[dict] = None,
     ) -> None:
-        """Quantize what the Brain holds now, score it, write it, restore it."""
+        """Quantize what a Brain holds now, score it, write it, restore it.
+
+        Arguments
+        ---------
+        run : RecipeRun
+            The run of the recipe.
+        evaluate : callable, optional
+            The test pass; returns the average loss.
+        result : TestResult, optional
+            Filled with the quantized scores, and added to the report.
+        start : dict, optional
+            What `float_pass` returned.
+        """
         with self.planner.converting(run) as conversion:
-            keys = self.keys or self._chosen
-            planned, is_new = self.planner.plan_for(run, conversion, keys)
+            planned, is_new = self.plan(run, conversion)
             if is_new:
                 self.report = Report(self.label, planned)
                 self.report.weights = self.weights
@@ -303,6 +320,13 @@ class PostTrainingQuantizer(RecipeBlock):
                     self.write_results(run.folder, run.root, run.brain)
                     raise
             self.write_results(run.folder, run.root, run.brain, result)
+
+    def plan(
+        self, run: RecipeRun, conversion: Conversion
+    ) -> tuple[Planned, bool]:
+        """Return the plan for a Brain's weights, and whether it is new."""
+        keys = self.keys or self._chosen
+        return self.planner.plan_for(run, conversion, keys)
 
     @main_process_only  # all ranks must call it: SpeechBrain's savers broadcast
     def write_results(
@@ -342,8 +366,8 @@ class PostTrainingQuantizer(RecipeBlock):
             self.publisher.schedule(folder)
 
 
-def _check_names(knobs: dict) -> None:
+def _check_names(options: dict) -> None:
     """Refuse unknown options, pointing to the nearest of all there are."""
     own = [*inspect.signature(PostTrainingQuantizer).parameters][:-1]
     settings = [field.name for field in dataclasses.fields(Settings)]
-    check_names("ptq", knobs, [*own, *settings])
+    check_names("ptq", options, [*own, *settings])

@@ -35,7 +35,7 @@ class RecipeTraining:
     Arguments
     ---------
     settings : Settings
-        The knobs.
+        The options.
     run : RecipeRun
         The run of the recipe.
     """
@@ -129,7 +129,7 @@ class RecipeTraining:
         if not trained:
             raise CheckpointError(
                 f"{self.parent} has no quantization-aware training with these "
-                "knobs. Run the recipe without --test_only, so that it trains."
+                "options. Run the recipe without --test_only, so that it trains."
             )
         if len(trained) > 1:
             raise CheckpointError(

@@ -178,9 +178,8 @@ def _entropy(histogram, counts, limit, top, scheme, tail) -> float:
     levels = 2 ** (scheme.bits - int(scheme.signed and scheme.symmetric))
     counts = counts[:top].double()
     if top > 1:
-        counts[0] = counts[
-            1
-        ]  # As NVIDIA's does: zeros say nothing about the range.
+        # As NVIDIA's does: zeros say nothing about the range.
+        counts[0] = counts[1]
     # A cut of fewer bins than levels would lose nothing, and say nothing.
     candidates = [int(c) + 1 for c in _candidates(top, smallest=levels)]
     costs = torch.tensor([_divergence(counts, c, levels) for c in candidates])

@@ -71,10 +71,10 @@ class TrainingLoop:
         folder: Path,
     ):
         self.brain, self.root = brain, conversion.root
-        self.knobs = settings.training_settings
+        self.options = settings.training_settings
         self.stages = Stages(conversion, plan, settings)
         self.progress = TrainingProgress()
-        epochs = self.knobs.epochs
+        epochs = self.options.epochs
         if brain.debug:
             epochs = min(epochs, brain.debug_epochs)
         self.counter = EpochCounter(epochs)
@@ -82,7 +82,7 @@ class TrainingLoop:
         self.checkpointer = training_checkpointer(
             folder, brain, self.root, state
         )
-        self.rates = Rates(self.knobs)
+        self.rates = Rates(self.options)
         self.teacher: Optional[Teacher] = None
         self.num_steps = 0
         self._trains = False  # whether the recipe is in its TRAIN stage
@@ -107,10 +107,10 @@ class TrainingLoop:
             If the recipe's loop is of a kind that cannot be taken over.
         """
         brain = self.brain
-        self.teacher = Teacher(self.root, self.knobs)
+        self.teacher = Teacher(self.root, self.options)
         self.stages.prepare()
         self.teacher.choose()
-        if not (self.knobs.task_weight or self.teacher.compares):
+        if not (self.options.task_weight or self.teacher.compares):
             raise KnobError(
                 "training: task_weight is 0, and no blocks or output layer "
                 "were found to distil from: name them in hidden_layers."
@@ -203,14 +203,14 @@ class TrainingLoop:
     def _fit_batch(self, fit_batch, *args, **kwargs):
         """Set stage and rates for a batch of the recipe, then run it."""
         done = self.progress.step / self.num_steps
-        stage = self.knobs.stage(done, self.stages.count)
+        stage = self.options.stage(done, self.stages.count)
         self._follow()
         if stage != self.stages.current:
             self.stages.enter(stage)
             self.progress.stage = stage
             bits = ", ".join(map(str, self.stages.bits()))
             logger.info("Weights now have %s bits", bits)
-        self.rates.set(self.knobs.rate(done))
+        self.rates.set(self.options.rate(done))
         self.progress.step += 1
         return fit_batch(*args, **kwargs)
 
@@ -246,7 +246,7 @@ class TrainingLoop:
                 f"compute_objectives returned a {type(loss).__name__}."
             )
         terms = self.teacher.losses().values()
-        return self.knobs.task_weight * loss + sum(terms)
+        return self.options.task_weight * loss + sum(terms)
 
     # -- the result ------------------------------------------------------------
 

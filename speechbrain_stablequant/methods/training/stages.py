@@ -43,9 +43,9 @@ class Stages:
             for name, layer in plan.layers.items()
             if not layer.weight.is_float
         }
-        knobs = settings.training_settings
+        options = settings.training_settings
         found = {
-            name: knobs.bit_widths(layer.weight.bits)
+            name: options.bit_widths(layer.weight.bits)
             for name, layer in self.layers.items()
         }
         self.count = max(map(len, found.values()), default=1)

@@ -32,12 +32,12 @@ WRONG = {
 def test_a_wrong_value_names_its_knob(name):
     value, match = WRONG[name]
     with pytest.raises(KnobError, match=match):
-        Settings.from_knobs({name: value})
+        Settings.from_options({name: value})
 
 
 def test_an_unknown_knob_points_to_the_nearest():
     with pytest.raises(KnobError, match="ptq has no option.*min_coverage"):
-        Settings.from_knobs({"min_covrage": 1}, "ptq")
+        Settings.from_options({"min_covrage": 1}, "ptq")
 
 
 def test_the_last_pattern_that_matches_counts():

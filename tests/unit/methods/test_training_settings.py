@@ -21,7 +21,7 @@ WRONG = {
 def test_a_wrong_value_names_its_knob(name):
     value, match = WRONG[name]
     with pytest.raises(KnobError, match=match):
-        TrainingSettings.from_knobs({name: value})
+        TrainingSettings.from_options({name: value})
 
 
 def test_half_an_epoch_is_none():
@@ -36,7 +36,7 @@ def test_stages_are_widths():
 
 def test_an_unknown_knob_points_to_the_nearest():
     with pytest.raises(KnobError, match="hidden_weight"):
-        TrainingSettings.from_knobs({"hiden_weight": 1})
+        TrainingSettings.from_options({"hiden_weight": 1})
 
 
 @pytest.mark.parametrize("value", [None, 3, "epochs: 3", [1]])

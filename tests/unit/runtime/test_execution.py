@@ -146,7 +146,7 @@ def test_the_worst_way_that_a_layer_ran_counts():
         variant = next(
             iter(
                 model.__dict__["_stablequant_acceleration"]
-                .units[0]
+                .modules[0]
                 .variants.values()
             )
         )

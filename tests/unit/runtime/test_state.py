@@ -35,7 +35,7 @@ class Switched(Pair):
     def forward(self, x):
         y, factor = self.both(x), self.factor
         if isinstance(factor, list):
-            rows = zip(y, factor, strict=True)
+            rows = zip(y, factor)
             return torch.stack([row * own for row, own in rows])
         if factor is True:
             return y + 7

@@ -54,12 +54,15 @@ def run_recipe(folder: Path, train: bool, arguments: list) -> None:
     """Run the recipe: the float pass, quantization, the quantized pass."""
     command = [sys.executable, "train.py", "hparams/demo.yaml"]
     if train:
-        # It would otherwise continue behind the last epoch of an earlier run
+        # It would otherwise continue behind the last epoch of an earlier run,
+        # or train on the one string that a run with the sample has prepared.
         shutil.rmtree(folder / "save", ignore_errors=True)
+        for split in ("train", "dev", "test"):
+            (folder / f"{split}.csv").unlink(missing_ok=True)
     else:
         restore_sample(folder)
         command += ["--test_only"]
-        if "--n_strings" not in arguments:
+        if not any(a.partition("=")[0] == "--n_strings" for a in arguments):
             # One to train with, since the recipe reads them in any case.
             command += ["--n_strings", "[1, 100, 250]"]
     command += ["--output_folder", str(folder), *arguments]

@@ -66,10 +66,17 @@ def restore_sample(folder: Path, sample: Path = SAMPLE) -> None:
     Arguments
     ---------
     folder : Path
-        Output folder of the recipe.
+        Output folder of the recipe. One with checkpoints of a training is
+        refused: their letters may be numbered in another order.
     sample : Path
         Folder of the sample.
     """
+    trained = sorted((folder / "save").glob("CKPT*"))
+    if any(path.name != "CKPT+sample" for path in trained):
+        sys.exit(
+            f"{folder} has checkpoints of a training: give another "
+            "--output_folder, or train anew with --train (make demo TRAIN=1)."
+        )
     brain = make_brain(folder)
     load_model(brain.modules, sample / WEIGHTS)
     brain.hparams.label_encoder.load(sample / LABELS)

@@ -231,4 +231,4 @@ def test_without_a_metric_there_is_no_drop(network):
 )
 def test_bad_knobs(knobs, message):
     with pytest.raises(KnobError, match=message):
-        Settings.from_knobs({"method": "mixed_precision", **knobs})
+        Settings.from_options({"method": "mixed_precision", **knobs})
