@@ -197,28 +197,6 @@ def test_one_bit_is_the_sign_times_the_mean():
     assert quantized.scale[0].item() == pytest.approx(4 / 3)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 8])
-def test_a_row_of_zeros_stays_zero(bits, symmetric):
-    scheme = QuantizationScheme(bits=bits, symmetric=symmetric)
-    rows = torch.zeros(2, 4)
-    quantized = quantize(rows, scheme, "mse")
-    assert bool((quantized.scale > 0).all())
-    assert torch.equal(dequantize(quantized, scheme), rows)
-
-
-@pytest.mark.parametrize("observer", ["max", "mse"])
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_a_row_of_zeros_stays_next_to_zero_without_a_level_for_it(
-    bits, observer
-):
-    scheme = QuantizationScheme(bits=bits, levels="odd")
-    rows = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
-    quantized = quantize(rows, scheme, observer)
-    assert bool((quantized.scale > 0).all())
-    assert float(dequantize(quantized, scheme)[0].abs().max()) < 1e-36
-
-
 @given(
     scheme=st.sampled_from(NOT_INTEGER),
     steps=st.lists(st.floats(-40, 40, width=32), min_size=1, max_size=50),
@@ -351,17 +329,3 @@ def test_fake_quantize_of_one_and_sixteen_bits(bits):
     if bits == 1:
         expected = torch.tensor([2.0, -2.0, 2.0])
     assert torch.equal(fake, expected)
-
-
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        QuantizationScheme(bits=1),
-        QuantizationScheme(bits=2, levels="odd"),
-        QuantizationScheme(bits=2, levels="ternary"),
-    ],
-)
-def test_a_row_of_zeros_stays_near_zero(scheme):
-    """The padding row of an embedding, for example."""
-    found = quantize(torch.zeros(2, 8), scheme)
-    assert dequantize(found, scheme).abs().max() < 1e-30
