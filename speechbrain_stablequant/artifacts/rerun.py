@@ -93,5 +93,9 @@ def _plan_override(has_variable: bool, plan: Path) -> list[str]:
     """Return the arguments that give the plan to the ``ptq`` block."""
     if has_variable:
         return ["--ptq_plan", str(plan)]
-    text = yaml.safe_dump({"plan": str(plan)}, default_flow_style=True)
+    text = yaml.safe_dump(
+        {"plan": str(plan)},
+        default_flow_style=True,
+        width=1 << 16,  # a long path with spaces would become several lines
+    )
     return ["--ptq", text.strip()]

@@ -28,6 +28,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def librispeech(tmp_path_factory):
+    recipe_folder("LibriSpeech")  # unpacking would be in vain without it
     return data_folder("LibriSpeech", tmp_path_factory.mktemp("data"))
 
 

@@ -34,6 +34,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def voxceleb(tmp_path_factory):
     """Link a few speakers; those of the trials are not trained on."""
+    recipe_folder(RECIPE)  # unpacking would be in vain without it
     source = data_folder("VoxCeleb", tmp_path_factory.mktemp("data")) / "wav"
     folder = tmp_path_factory.mktemp("speakers") / "VoxCeleb"
     chosen = (
