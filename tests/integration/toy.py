@@ -203,6 +203,9 @@ def main(arguments):
     text = Path(path).read_text(encoding="utf-8")
     hparams = load_hyperpyyaml(text, overrides)
     run(hparams, run_opts=run_opts)
+    if torch.distributed.is_initialized():
+        # Threads of gloo that still run at exit may abort the interpreter.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
