@@ -1,5 +1,5 @@
 # make demo       create the environment, then quantize, score, publish and reload
-#                 a small recognizer on synthesised digits (about two minutes);
+#                 a small recognizer on synthesised digits (about a minute);
 #                 TRAIN=1 trains it first instead of taking the sample
 # make test       the same environment, lint and the tests, on all cores
 # make test-all   ... and the benchmarks' own tests
