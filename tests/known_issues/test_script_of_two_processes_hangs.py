@@ -36,6 +36,8 @@ pretrainer.load_collected()
 total = torch.ones(1)
 distributed.all_reduce(total)
 print(f"processes: {int(total)}")
+# Threads of gloo that still run at exit may abort the interpreter.
+distributed.destroy_process_group()
 """
 
 
