@@ -245,7 +245,7 @@ def test_verified_model_is_published(verify, float_scores, tmp_path):
     assert made.check.items == 12
     assert made.check.published < 0.05
     with pytest.raises(PublishError, match="--include embedding_model"):
-        make_folder(out, replace(options, include=()))
+        make_folder(out, replace(options, repo="me/speakers"))
 
 
 def test_classifier_with_more_classes_than_names(trained, tmp_path):
